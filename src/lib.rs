@@ -1,0 +1,19 @@
+//! Walden keeps every instant of a PostgreSQL cluster recoverable: it ships WAL to object storage, takes base
+//! backups, and turns a wish ("the moment before `orders` was dropped") into an exact, proven, executed recovery.
+//!
+//! # The rooms of the house
+//!
+//! Data flows one way and imports run downward only:
+//!
+//! | room | reason to exist |
+//! |---|---|
+//! | [`error`], [`clock`] | the one error type; time and randomness as they come in. Everyone may use them |
+//! | [`postgres`] | what PostgreSQL is: LSNs, segment names, timelines, the control file. Knows nothing of repositories |
+//! | [`store`] | objects in a directory or a bucket: put-if-absent, get, list, delete. Knows no PostgreSQL |
+
+pub mod clock;
+pub mod error;
+pub mod postgres;
+pub mod store;
+
+pub use error::{Error, Result};

@@ -1,0 +1,3 @@
+//! Starts the runtime and hands over to the command line.
+
+fn main() {}

@@ -1,0 +1,179 @@
+//! Objects: put-if-absent, get, list, delete, over a directory or a bucket. Knows no PostgreSQL.
+//!
+//! [`Store`] is the contract; `tests/store_conformance.rs` holds every store to it.
+
+use std::{fmt, future::Future, ops::Range, pin::Pin};
+
+use bytes::Bytes;
+
+use crate::error::{Error, Result};
+
+/// What an asynchronous method of an object-safe trait returns.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+
+/// The name of an object below the root of its store: segments separated by `/`, none empty, `.` or `..`.
+///
+/// Only letters, digits and `-_.` occur, so that a key is the same in a URL, in a listing and on a disk.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(String);
+
+impl Key {
+    /// The key of that text.
+    pub fn new(text: impl Into<String>) -> Result<Self> {
+        let text = text.into();
+        let plain = |s: &str| {
+            !s.is_empty()
+                && s != "."
+                && s != ".."
+                && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        };
+        if text.split('/').all(plain) && text.len() <= 900 {
+            Ok(Self(text))
+        } else {
+            Err(Error::invalid(format!("\"{text}\" cannot be the name of an object"))
+                .hint("letters, digits and -_. separated by / are allowed"))
+        }
+    }
+
+    /// Its text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How a put ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// The object is durable, and this call wrote it.
+    Created,
+    /// Somebody else's object of that name was there before; nothing was changed. It is durable as well
+    /// (rule 3: a directory store fsyncs it and its folders before it says so).
+    Exists,
+}
+
+/// An object in a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub key: Key,
+    /// Its length in bytes.
+    pub length: u64,
+}
+
+/// What a get gives: the object's whole length, and the bytes asked for as they come in.
+pub struct Download {
+    /// The length of the whole object in bytes, whatever range was asked for.
+    pub length: u64,
+    /// The bytes.
+    pub body: Box<dyn Body>,
+}
+
+impl fmt::Debug for Download {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Download").field("length", &self.length).finish_non_exhaustive()
+    }
+}
+
+/// Bytes as they come in. The end is only reported after every byte asked for has been delivered: a
+/// connection that breaks in the middle is resumed by the store, or is an error, never a short body.
+pub trait Body: Send {
+    /// The next bytes, never empty; `None` at the end.
+    fn chunk(&mut self) -> Answer<'_, Option<Bytes>>;
+}
+
+/// An object that is being written piece by piece. It does not exist until [`Upload::finish`] has answered;
+/// when it is dropped before, nothing remains that a listing would show.
+pub trait Upload: Send {
+    /// Appends bytes. Waits while the store is busy, so that memory stays bounded.
+    fn write(&mut self, bytes: Bytes) -> Answer<'_, ()>;
+    /// Makes the object appear, whole, if no object of that name is there.
+    fn finish(self: Box<Self>) -> Answer<'static, Put>;
+}
+
+/// A place that keeps objects.
+///
+/// * Every method is safe to repeat. A store answers within its own deadline: what can be tried again (no
+///   answer, "slow down", a broken connection, expired credentials that can be refreshed) it has tried again by
+///   then, and reports as [`Kind::Unavailable`](crate::error::Kind::Unavailable).
+/// * [`Kind::NotFound`](crate::error::Kind::NotFound) means proven absent: the place answered that it has no such
+///   object. A missing bucket or root folder, refused credentials (`Denied`) and silence are never "absent".
+/// * Objects are never changed. Whoever reads a name twice reads the same bytes.
+pub trait Store: fmt::Debug + Send + Sync {
+    /// The store's URL for people. Holds no secret.
+    fn url(&self) -> String;
+
+    /// Writes a whole object if no object of that name is there. When it answers `Created`, the object
+    /// survives a crash of everything. A write of ours whose answer was lost is recognised as ours.
+    fn put<'a>(&'a self, key: &'a Key, bytes: Bytes) -> Answer<'a, Put>;
+
+    /// Begins an object that is written piece by piece.
+    fn upload<'a>(&'a self, key: &'a Key) -> Answer<'a, Box<dyn Upload>>;
+
+    /// Reads an object, or a range of its bytes. A range that reaches past the end is cut there; one that
+    /// starts at or past the end is empty.
+    fn get<'a>(&'a self, key: &'a Key, range: Option<Range<u64>>) -> Answer<'a, Download>;
+
+    /// Every object whose key starts with `prefix` (empty, or ending in `/`) and sorts after `after`, in the byte
+    /// order of their keys. `limit` bounds how many; fewer than that means there are no more.
+    fn list<'a>(&'a self, prefix: &'a str, after: Option<&'a Key>, limit: usize) -> Answer<'a, Vec<Listed>>;
+
+    /// The names directly below `prefix` (empty, or ending in `/`) that have something below them: `a` for
+    /// `<prefix>a/b`. Sorted, without the slash.
+    fn folders<'a>(&'a self, prefix: &'a str) -> Answer<'a, Vec<String>>;
+
+    /// Removes an object. One that is not there is a success.
+    fn delete<'a>(&'a self, key: &'a Key) -> Answer<'a, ()>;
+}
+
+/// The longest object that [`read`] accepts: documents, segments and manifests are shorter.
+pub const WHOLE_LIMIT: u64 = 2 << 30;
+
+/// A whole object in memory; an error when it is longer than `limit` bytes.
+pub async fn read(store: &dyn Store, key: &Key, limit: u64) -> Result<Bytes> {
+    let mut download = store.get(key, None).await?;
+    if download.length > limit {
+        return Err(Error::damaged(format!(
+            "{key} is {} bytes long, where at most {limit} make sense",
+            download.length
+        )));
+    }
+    let mut whole = bytes::BytesMut::with_capacity(usize::try_from(download.length).unwrap_or(0));
+    while let Some(chunk) = download.body.chunk().await? {
+        whole.extend_from_slice(&chunk);
+    }
+    Ok(whole.freeze())
+}
+
+/// Every object below `prefix`, however many listings that takes.
+pub async fn list_all(store: &dyn Store, prefix: &str) -> Result<Vec<Listed>> {
+    const PAGE: usize = 10_000;
+    let mut all: Vec<Listed> = Vec::new();
+    loop {
+        let page = store.list(prefix, all.last().map(|l| &l.key), PAGE).await?;
+        let complete = page.len() < PAGE;
+        all.extend(page);
+        if complete {
+            return Ok(all);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_cannot_leave_its_store() {
+        for text in ["", "/", "a//b", "../a", "a/./b", "a/..", "/a", "a/", "a b", "a\0", "ä"] {
+            assert!(Key::new(text).is_err(), "{text:?}");
+        }
+        assert_eq!(Key::new("main/7-1/system.json").unwrap().as_str(), "main/7-1/system.json");
+    }
+}
