@@ -16,7 +16,6 @@ macro_rules! text_in_json {
         }
     };
 }
-pub(crate) use text_in_json;
 
 pub mod history;
 pub mod lsn;
