@@ -2,6 +2,8 @@
 //!
 //! [`Store`] is the contract; `tests/store_conformance.rs` holds every store to it.
 
+pub mod dir;
+
 use std::{fmt, future::Future, ops::Range, pin::Pin};
 
 use bytes::Bytes;
@@ -105,6 +107,7 @@ pub trait Upload: Send {
 /// * [`Kind::NotFound`](crate::error::Kind::NotFound) means proven absent: the place answered that it has no such
 ///   object. A missing bucket or root folder, refused credentials (`Denied`) and silence are never "absent".
 /// * Objects are never changed. Whoever reads a name twice reads the same bytes.
+/// * No key is another one's folder: `a` and `a/b` are not both objects.
 pub trait Store: fmt::Debug + Send + Sync {
     /// The store's URL for people. Holds no secret.
     fn url(&self) -> String;
