@@ -1,4 +1,5 @@
 //! What every store must do, run over each of them: the comments of [`Store`], as tests.
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 
 use std::{any::Any, future::Future, ops::Range, sync::Arc};
 

@@ -1,4 +1,5 @@
 //! What only a store on a file system can meet: a full disk, killed writers, files that are not ours.
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 
 use std::{
     fs::{self, File},
