@@ -14,6 +14,8 @@
 pub mod clock;
 pub mod error;
 pub mod postgres;
+pub mod repository;
+pub mod seal;
 pub mod store;
 
 pub use error::{Error, Result};

@@ -17,6 +17,8 @@ macro_rules! text_in_json {
     };
 }
 
+pub(crate) use text_in_json;
+
 pub mod history;
 pub mod lsn;
 pub mod segment;

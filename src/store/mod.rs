@@ -2,6 +2,7 @@
 //!
 //! [`Store`] is the contract; `tests/store_conformance.rs` holds every store to it.
 
+pub mod bridge;
 pub mod dir;
 
 use std::{fmt, future::Future, ops::Range, pin::Pin};

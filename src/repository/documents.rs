@@ -1,0 +1,209 @@
+//! The small documents of a repository: what `walden.json`, `system.json` and `backup-<n>.json` say.
+//!
+//! Unknown fields are passed over on reading, so that a later Walden may add some; a higher `format` is refused.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::names::{BackupId, ClusterName, Incarnation};
+use crate::{
+    error::{Error, Result},
+    postgres::{Lsn, SegmentName, SegmentSize, TimelineId, Version},
+    seal::Blake3,
+};
+
+/// The format of the repository that this Walden writes, and the highest that it reads.
+pub const FORMAT: u32 = 1;
+
+/// `walden.json`: makes a place a repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryDocument {
+    /// The format of everything in it.
+    pub format: u32,
+    /// A random name of its own: a wiped and remade repository is another one.
+    pub id: String,
+    /// When it was made.
+    pub made: DateTime<Utc>,
+}
+
+/// `system.json`: what is known of one system from its first day.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemDocument {
+    /// The format of everything below it.
+    pub format: u32,
+    /// The cluster it belongs to.
+    pub cluster: ClusterName,
+    /// The system and its incarnation.
+    pub incarnation: Incarnation,
+    /// PostgreSQL's major version.
+    pub postgres: Version,
+    /// The size of its WAL segments in bytes.
+    pub segment_size: SegmentSize,
+    /// The size of its pages in bytes.
+    pub block_size: u32,
+    /// When `init` saw it first.
+    pub first_seen: DateTime<Utc>,
+    /// The incarnation it continues, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
+}
+
+/// Where an incarnation left the one before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    /// The incarnation before.
+    pub incarnation: u32,
+    /// The first LSN that is no longer common.
+    pub left: Lsn,
+}
+
+/// The parameters of which a recovering server needs at least the primary's values (`xlogrecovery.c`,
+/// `CheckRequiredParameterValues`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequiredParameters {
+    /// `max_connections`.
+    pub max_connections: u32,
+    /// `max_worker_processes`.
+    pub max_worker_processes: u32,
+    /// `max_wal_senders`.
+    pub max_wal_senders: u32,
+    /// `max_prepared_transactions`.
+    pub max_prepared_transactions: u32,
+    /// `max_locks_per_transaction`.
+    pub max_locks_per_transaction: u32,
+}
+
+/// A tablespace at the time of the backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tablespace {
+    /// Its OID: the name of its link in `pg_tblspc`.
+    pub oid: u32,
+    /// Where the link pointed.
+    pub location: String,
+}
+
+/// A page whose checksum was wrong when it was backed up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadPage {
+    /// The file, below the data directory.
+    pub path: String,
+    /// The page's number in that file, from 0.
+    pub block: u32,
+}
+
+/// A part and what it must hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartSummary {
+    /// Its number, from 1.
+    pub number: u32,
+    /// The length of the object in bytes.
+    pub length: u64,
+}
+
+/// `backup-<n>.json`: small, readable, written last. It alone makes the backup exist.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackupDocument {
+    /// The format of the backup.
+    pub format: u32,
+    /// Its id.
+    pub id: BackupId,
+    /// What the user called it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// The system and its incarnation.
+    pub incarnation: Incarnation,
+    /// PostgreSQL's major version.
+    pub postgres: Version,
+    /// `server_version_num`, such as 170011.
+    pub server_version_num: u32,
+    /// `pg_control`'s version and the catalog's: what a server must match to run this backup.
+    pub catalog_version: u32,
+    /// The timeline it was taken on.
+    pub timeline: TimelineId,
+    /// Where replay starts: the redo location in `backup_label`.
+    pub start_lsn: Lsn,
+    /// Where its checkpoint record begins.
+    pub checkpoint_lsn: Lsn,
+    /// Where it is consistent. No target before this can be reached from it.
+    pub stop_lsn: Lsn,
+    /// When `pg_backup_start` was called.
+    pub started: DateTime<Utc>,
+    /// When `pg_backup_stop` had answered.
+    pub stopped: DateTime<Utc>,
+    /// The first segment that it needs.
+    pub first_segment: SegmentName,
+    /// The last segment that it needs to be consistent.
+    pub last_segment: SegmentName,
+    /// The size of the cluster's files in bytes.
+    pub size: u64,
+    /// How many files.
+    pub files: u64,
+    /// Bytes that this backup added to the repository.
+    pub stored: u64,
+    /// Its own parts.
+    pub parts: Vec<PartSummary>,
+    /// Older backups whose parts it needs.
+    #[serde(default)]
+    pub references: Vec<BackupId>,
+    /// The number of its manifest: `manifest-<n>.json.zst`.
+    pub manifest: u32,
+    /// BLAKE3 of the manifest's content.
+    pub manifest_blake3: Blake3,
+    /// Whether the cluster has page checksums.
+    pub data_checksums: bool,
+    /// Pages whose checksums were wrong: the backup is kept, and marked by these.
+    #[serde(default)]
+    pub bad_pages: Vec<BadPage>,
+    /// The tablespaces, those inside the data directory left out.
+    #[serde(default)]
+    pub tablespaces: Vec<Tablespace>,
+    /// What a recovering server needs at least.
+    pub parameters: RequiredParameters,
+    /// The name of the host it was taken on.
+    pub host: String,
+    /// The version of Walden that took it.
+    pub walden: String,
+}
+
+/// A document as it is stored: JSON that people can read, with a line feed at its end.
+pub fn to_bytes<T: Serialize>(document: &T) -> Result<Vec<u8>> {
+    let mut bytes =
+        serde_json::to_vec_pretty(document).map_err(|e| Error::internal("write a document as JSON").source(e))?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+/// Reads a document called `name`. A format of the future is told apart from damage.
+pub fn from_bytes<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T> {
+    #[derive(Deserialize)]
+    struct Formatted {
+        #[serde(default)]
+        format: u32,
+    }
+    let damaged = |e: serde_json::Error| Error::damaged(format!("{name} cannot be read")).source(e);
+    let format = serde_json::from_slice::<Formatted>(bytes).map_err(damaged)?.format;
+    if format > FORMAT {
+        return Err(Error::refused(format!("{name} has format {format}; this Walden knows formats up to {FORMAT}"))
+            .hint("use the version of Walden that wrote it, or a newer one"));
+    }
+    serde_json::from_slice(bytes).map_err(damaged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn the_future_is_told_apart_from_damage() {
+        let document = RepositoryDocument { format: 1, id: "x".into(), made: DateTime::UNIX_EPOCH };
+        let bytes = to_bytes(&document).unwrap();
+        assert_eq!(from_bytes::<RepositoryDocument>("walden.json", &bytes).unwrap(), document);
+        let future = br#"{"format": 2, "other": true}"#;
+        assert_eq!(from_bytes::<RepositoryDocument>("walden.json", future).unwrap_err().kind(), Kind::Refused);
+        let damaged = &bytes[..bytes.len() / 2];
+        assert_eq!(from_bytes::<RepositoryDocument>("walden.json", damaged).unwrap_err().kind(), Kind::Damaged);
+    }
+}

@@ -1,0 +1,171 @@
+//! Which object is called what. docs/FORMAT.md tells the same in prose.
+
+use super::names::{BackupId, ClusterName, Incarnation};
+use crate::{
+    error::Result,
+    postgres::{SegmentName, TimelineId, WalFile},
+    seal::Blake3,
+    store::Key,
+};
+
+/// The key of the document that makes a place a repository.
+pub const REPOSITORY: &str = "walden.json";
+
+/// The folder of one system of one cluster in one incarnation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SystemFolder {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// The system.
+    pub incarnation: Incarnation,
+}
+
+impl SystemFolder {
+    /// The folder's prefix, ending in `/`.
+    #[must_use]
+    pub fn prefix(&self) -> String {
+        format!("{}/{}/", self.cluster, self.incarnation)
+    }
+
+    fn key(&self, rest: &str) -> Result<Key> {
+        Key::new(format!("{}{rest}", self.prefix()))
+    }
+
+    /// `system.json`.
+    pub fn system(&self) -> Result<Key> {
+        self.key("system.json")
+    }
+
+    /// The folder of the archive of one timeline.
+    #[must_use]
+    pub fn timeline(&self, timeline: TimelineId) -> String {
+        format!("{}wal/{}/", self.prefix(), timeline.hex())
+    }
+
+    /// The folder of all timelines.
+    #[must_use]
+    pub fn wal(&self) -> String {
+        format!("{}wal/", self.prefix())
+    }
+
+    /// A segment.
+    pub fn segment(&self, name: SegmentName) -> Result<Key> {
+        Key::new(format!("{}{:08X}/{name}", self.timeline(name.timeline), name.log))
+    }
+
+    /// The object of a file that PostgreSQL archives. Several partial segments of one name can exist, so that theirs
+    /// has the hash of its content in its name as well.
+    pub fn wal_file(&self, file: WalFile, content: Blake3) -> Result<Key> {
+        match file {
+            WalFile::Segment(name) => self.segment(name),
+            WalFile::Partial(name) => Key::new(format!("{}{content}", self.partials(name)?)),
+            WalFile::BackupLabel(name, _) => {
+                Key::new(format!("{}{:08X}/{file}", self.timeline(name.timeline), name.log))
+            }
+            WalFile::History(timeline) => self.history(timeline),
+        }
+    }
+
+    /// The folder of the partial segments of that name.
+    pub fn partials(&self, name: SegmentName) -> Result<String> {
+        Ok(format!("{}.partial/", self.segment(name)?))
+    }
+
+    /// The history file of a timeline.
+    pub fn history(&self, timeline: TimelineId) -> Result<Key> {
+        Key::new(format!("{}{}.history", self.timeline(timeline), timeline.hex()))
+    }
+
+    /// The folder of all backups.
+    #[must_use]
+    pub fn backups(&self) -> String {
+        format!("{}backups/", self.prefix())
+    }
+
+    /// The folder of one backup.
+    #[must_use]
+    pub fn backup(&self, id: BackupId) -> String {
+        format!("{}{id}/", self.backups())
+    }
+
+    /// The document that makes a backup exist, in its `number`th version.
+    pub fn backup_document(&self, id: BackupId, number: u32) -> Result<Key> {
+        Key::new(format!("{}backup-{number}.json", self.backup(id)))
+    }
+
+    /// The list of everything in a backup, in its `number`th version.
+    pub fn manifest(&self, id: BackupId, number: u32) -> Result<Key> {
+        Key::new(format!("{}manifest-{number}.json.zst", self.backup(id)))
+    }
+
+    /// A part of a backup; parts are counted from 1.
+    pub fn part(&self, id: BackupId, number: u32) -> Result<Key> {
+        Key::new(format!("{}part-{number:05}.tar.zst", self.backup(id)))
+    }
+
+    /// The folder of the leases of one kind.
+    #[must_use]
+    pub fn leases(&self, kind: &str) -> String {
+        format!("{}lease/{kind}/", self.prefix())
+    }
+
+    /// The folder for objects that prove something and are deleted at once.
+    #[must_use]
+    pub fn probes(&self) -> String {
+        format!("{}probe/", self.prefix())
+    }
+}
+
+/// The segment that an object's key names, if it is one's.
+#[must_use]
+pub fn segment_of(key: &Key) -> Option<SegmentName> {
+    let (folder, name) = key.as_str().rsplit_once('/')?;
+    let name: SegmentName = name.parse().ok()?;
+    folder.ends_with(&format!("/wal/{}/{:08X}", name.timeline.hex(), name.log)).then_some(name)
+}
+
+/// The number in the last part of a key such as `.../backup-2.json` or `.../7.json`.
+#[must_use]
+pub(super) fn number_of(key: &Key, before: &str) -> Option<u32> {
+    let (_, name) = key.as_str().rsplit_once('/')?;
+    name.strip_prefix(before)?.strip_suffix(".json")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seal::blake3;
+
+    fn folder() -> SystemFolder {
+        SystemFolder { cluster: "main".parse().unwrap(), incarnation: "7-1".parse().unwrap() }
+    }
+
+    #[test]
+    fn every_object_has_its_place() {
+        let key = |text: &str| folder().wal_file(text.parse().unwrap(), blake3(b"x")).unwrap().to_string();
+        assert_eq!(key("0000000A000000010000000F"), "main/7-1/wal/0000000A/00000001/0000000A000000010000000F");
+        assert_eq!(key("0000000A.history"), "main/7-1/wal/0000000A/0000000A.history");
+        assert_eq!(
+            key("0000000A000000010000000F.00000028.backup"),
+            "main/7-1/wal/0000000A/00000001/0000000A000000010000000F.00000028.backup"
+        );
+        let partial = key("0000000A000000010000000F.partial");
+        assert!(partial.starts_with("main/7-1/wal/0000000A/00000001/0000000A000000010000000F.partial/"));
+        let id = "20261121T014500Z".parse().unwrap();
+        assert_eq!(folder().part(id, 3).unwrap().as_str(), "main/7-1/backups/20261121T014500Z/part-00003.tar.zst");
+    }
+
+    #[test]
+    fn a_segment_is_known_by_its_key_alone() {
+        let name: SegmentName = "0000000A000000010000000F".parse().unwrap();
+        assert_eq!(segment_of(&folder().segment(name).unwrap()), Some(name));
+        for text in [
+            "main/7-1/wal/0000000A/00000001/0000000A000000010000000F.partial/ab",
+            "main/7-1/wal/0000000A/00000002/0000000A000000010000000F",
+            "main/7-1/wal/0000000A/0000000A.history",
+            "0000000A000000010000000F",
+        ] {
+            assert_eq!(segment_of(&Key::new(text).unwrap()), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Leases: one writer of a kind at a time, such as one backup of a system.
+//!
+//! A lease is the document with the highest number in `lease/<kind>/`. Taking, renewing, taking over and releasing
+//! each put the next number, and put-if-absent lets one of several win. Numbers only rise: a holder that slept
+//! through its expiry finds a higher number than its own and knows that it has lost.
+//!
+//! A lease keeps well-meaning programs from wasting work. Nothing's safety rests on it, because clocks differ:
+//! every object is written once under a name of its own whoever holds the lease.
+
+use std::{fs, sync::Arc};
+
+use chrono::{DateTime, Duration, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::{System, document, documents, layout};
+use crate::{
+    clock::{Clock, Random},
+    error::{Error, Result},
+    store::{self, Key, Put, Store},
+};
+
+/// A holder renews well before this is over; after it, anybody may take over.
+const TERM: Duration = Duration::seconds(120);
+
+/// Who holds a lease, and until when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseDocument {
+    /// A random name of the holder's.
+    pub holder: String,
+    /// The host it runs on.
+    pub host: String,
+    /// The boot of that host (`/proc/sys/kernel/random/boot_id`).
+    pub boot: String,
+    /// Its process id there.
+    pub pid: u32,
+    /// When that process started, in clock ticks since boot (`/proc/<pid>/stat`).
+    pub started: u64,
+    /// When it took the lease.
+    pub taken: DateTime<Utc>,
+    /// When it lets go of it without another word.
+    pub expires: DateTime<Utc>,
+}
+
+/// A lease that is held. Dropping it without [`Lease::release`] leaves it to expire.
+#[derive(Debug)]
+pub struct Lease {
+    store: Arc<dyn Store>,
+    folder: String,
+    clock: Arc<dyn Clock>,
+    number: u32,
+    document: LeaseDocument,
+}
+
+impl Lease {
+    /// Takes the lease of that kind. Refused while another holds it, with its name. The lease of a process of this
+    /// host that is no more is taken over at once, any other when it has expired.
+    pub async fn take(system: &System, kind: &str, clock: Arc<dyn Clock>, random: &Random) -> Result<Self> {
+        let folder = system.folder.leases(kind);
+        let store = system.store.clone();
+        let me = ThisProcess::read();
+        for _ in 0..4 {
+            let now = clock.now();
+            let (number, current) = highest(&*store, &folder).await?;
+            if let Some(held) = current.filter(|held| held.expires > now && !me.outlived(held)) {
+                return Err(Error::refused(format!(
+                    "another {kind} is running: process {} on {} began at {}",
+                    held.pid,
+                    held.host,
+                    held.taken.format("%Y-%m-%d %H:%M:%S UTC")
+                ))
+                .hint(format!(
+                    "wait for it; if it is dead, its lease ends by itself at {}",
+                    held.expires.format("%H:%M:%S UTC")
+                )));
+            }
+            let document = LeaseDocument {
+                holder: random.name(),
+                host: me.host.clone(),
+                boot: me.boot.clone(),
+                pid: me.pid,
+                started: me.started,
+                taken: now,
+                expires: now + TERM,
+            };
+            let mut lease =
+                Self { store: store.clone(), folder: folder.clone(), clock: clock.clone(), number, document };
+            if lease.put_next().await? == Put::Created {
+                return Ok(lease);
+            }
+        }
+        Err(Error::refused(format!("several programs want to begin a {kind} at the same time")).hint("try again"))
+    }
+
+    async fn put_next(&mut self) -> Result<Put> {
+        let key = Key::new(format!("{}{}.json", self.folder, self.number + 1))?;
+        let put = self.store.put(&key, documents::to_bytes(&self.document)?.into()).await?;
+        if put == Put::Created {
+            self.number += 1;
+            self.clear_lower().await?;
+        }
+        Ok(put)
+    }
+
+    async fn clear_lower(&self) -> Result<()> {
+        for listed in store::list_all(&*self.store, &self.folder).await? {
+            match layout::number_of(&listed.key, "") {
+                Some(number) if number < self.number => self.store.delete(&listed.key).await?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// How often [`Lease::renew`] is to be called.
+    #[must_use]
+    pub fn interval() -> std::time::Duration {
+        std::time::Duration::from_secs(30)
+    }
+
+    /// Holds on to it for another term. Refused when somebody has taken it over.
+    pub async fn renew(&mut self) -> Result<()> {
+        let lost = || Error::refused("another program has taken over the lease while this one did not answer");
+        self.document.expires = self.clock.now() + TERM;
+        if self.put_next().await? == Put::Exists {
+            return Err(lost());
+        }
+        let (number, _) = highest(&*self.store, &self.folder).await?;
+        if number > self.number { Err(lost()) } else { Ok(()) }
+    }
+
+    /// Lets go of it.
+    pub async fn release(mut self) -> Result<()> {
+        self.document.expires = self.clock.now();
+        self.put_next().await.map(|_| ())
+    }
+}
+
+async fn highest(store: &dyn Store, folder: &str) -> Result<(u32, Option<LeaseDocument>)> {
+    // A number that vanishes between listing and reading was overtaken by a higher one.
+    for _ in 0..4 {
+        let listed = store::list_all(store, folder).await?;
+        let Some(number) = listed.iter().filter_map(|l| layout::number_of(&l.key, "")).max() else {
+            return Ok((0, None));
+        };
+        match document::<LeaseDocument>(store, &Key::new(format!("{folder}{number}.json"))?).await {
+            Ok(held) => return Ok((number, Some(held))),
+            Err(error) if error.kind() == crate::error::Kind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Error::unavailable(format!("the leases in {folder} change faster than they can be read")))
+}
+
+struct ThisProcess {
+    host: String,
+    boot: String,
+    pid: u32,
+    started: u64,
+}
+
+impl ThisProcess {
+    fn read() -> Self {
+        let pid = std::process::id();
+        Self {
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            boot: boot().unwrap_or_default(),
+            pid,
+            started: started(pid).unwrap_or(0),
+        }
+    }
+
+    /// Whether the holder was a process of this very boot of this very host and is gone.
+    fn outlived(&self, held: &LeaseDocument) -> bool {
+        !self.boot.is_empty()
+            && (&self.host, &self.boot) == (&held.host, &held.boot)
+            && started(held.pid) != Some(held.started)
+    }
+}
+
+fn boot() -> Option<String> {
+    // Containers of one host share its boot but not its processes: the namespace tells them apart.
+    let namespace = fs::read_link("/proc/self/ns/pid").ok()?;
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(format!("{} {}", boot.trim(), namespace.display()))
+}
+
+/// Field 22 of `/proc/<pid>/stat` (proc(5)); the second field, in parentheses, may hold spaces.
+fn started(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}

@@ -1,0 +1,274 @@
+//! The layout of a repository, and the one place that knows what is called what: keys, documents, manifests, the
+//! catalogue of backups, leases.
+
+mod documents;
+mod layout;
+pub mod lease;
+mod manifest;
+mod names;
+pub mod wal_object;
+
+use std::sync::Arc;
+
+pub use documents::{
+    BackupDocument, BadPage, FORMAT, Parent, PartSummary, RepositoryDocument, RequiredParameters, SystemDocument,
+    Tablespace,
+};
+pub use layout::{REPOSITORY, SystemFolder, segment_of};
+pub use manifest::{Directory, File, Layer, LayerKind, Manifest, Part};
+pub use names::{BackupId, ClusterName, Incarnation};
+
+use crate::{
+    clock::{Clock, Random},
+    error::{Error, Kind, Result},
+    postgres::{SegmentName, TimelineHistory, TimelineId},
+    seal::{self, FrameWriter},
+    store::{self, Key, Listed, Put, Store, bridge},
+};
+
+/// Documents are far shorter than this many bytes.
+const DOCUMENT_LIMIT: u64 = 16 << 20;
+
+/// Makes a place a repository, or finds that it is one already.
+pub async fn init(store: &dyn Store, clock: &dyn Clock, random: &Random) -> Result<RepositoryDocument> {
+    let made = RepositoryDocument { format: FORMAT, id: random.name(), made: clock.now() };
+    match store.put(&Key::new(REPOSITORY)?, documents::to_bytes(&made)?.into()).await? {
+        Put::Created => Ok(made),
+        Put::Exists => open(store).await,
+    }
+}
+
+/// Reads `walden.json`. Where there is none, the place is no repository.
+pub async fn open(store: &dyn Store) -> Result<RepositoryDocument> {
+    document(store, &Key::new(REPOSITORY)?).await.map_err(|error| match error.kind() {
+        Kind::NotFound => Error::invalid(format!("{} is not a repository: it has no {REPOSITORY}", store.url()))
+            .hint("check [repository] url, or make one with: walden init"),
+        _ => error,
+    })
+}
+
+/// The clusters that have something in the repository.
+pub async fn clusters(store: &dyn Store) -> Result<Vec<ClusterName>> {
+    Ok(store.folders("").await?.iter().filter_map(|name| name.parse().ok()).collect())
+}
+
+async fn document<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &Key) -> Result<T> {
+    let bytes = store::read(store, key, DOCUMENT_LIMIT).await?;
+    documents::from_bytes(key.as_str(), &bytes)
+}
+
+/// One system of one cluster in one incarnation: its archive and its backups.
+#[derive(Clone, Debug)]
+pub struct System {
+    /// Where it is kept.
+    pub store: Arc<dyn Store>,
+    /// Its folder.
+    pub folder: SystemFolder,
+    /// What was written down when it was first seen.
+    pub document: SystemDocument,
+}
+
+impl System {
+    /// Writes down a system that is new, or finds it. A contradiction to what was written before is refused.
+    pub async fn init(store: Arc<dyn Store>, document: SystemDocument) -> Result<Self> {
+        let folder = SystemFolder { cluster: document.cluster.clone(), incarnation: document.incarnation };
+        if store.put(&folder.system()?, documents::to_bytes(&document)?.into()).await? == Put::Created {
+            return Ok(Self { store, folder, document });
+        }
+        let found = Self::open(store, &document.cluster, document.incarnation).await?;
+        let same = |d: &SystemDocument| (d.postgres, d.segment_size, d.block_size);
+        if same(&found.document) == same(&document) {
+            Ok(found)
+        } else {
+            Err(Error::refused(format!(
+                "system {} is in the repository as PostgreSQL {} with segments of {} bytes, but the data directory says PostgreSQL {} with segments of {}",
+                document.incarnation,
+                found.document.postgres,
+                found.document.segment_size.bytes(),
+                document.postgres,
+                document.segment_size.bytes(),
+            ))
+            .hint("after pg_resetwal or a rollback: walden init --new-incarnation"))
+        }
+    }
+
+    /// The system of that number.
+    pub async fn open(store: Arc<dyn Store>, cluster: &ClusterName, incarnation: Incarnation) -> Result<Self> {
+        let folder = SystemFolder { cluster: cluster.clone(), incarnation };
+        match document::<SystemDocument>(&*store, &folder.system()?).await {
+            Ok(document) => Ok(Self { store, folder, document }),
+            Err(error) if error.kind() == Kind::NotFound => {
+                open(&*store).await?;
+                Err(Error::invalid(format!("cluster {cluster} has no system {incarnation} in {}", store.url())).hint(
+                    "if this server is a new one (initdb, pg_upgrade): walden init; if not, check [cluster] pgdata and [repository] url",
+                ))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Every system of the cluster, the one that was first seen last at the end.
+    pub async fn all(store: &Arc<dyn Store>, cluster: &ClusterName) -> Result<Vec<Self>> {
+        open(&**store).await?;
+        let mut systems = Vec::new();
+        for name in store.folders(&format!("{cluster}/")).await? {
+            if let Ok(incarnation) = name.parse() {
+                systems.push(Self::open(store.clone(), cluster, incarnation).await?);
+            }
+        }
+        systems.sort_by_key(|s| (s.document.first_seen, s.document.incarnation));
+        Ok(systems)
+    }
+
+    /// The backups that exist, oldest first.
+    pub async fn backups(&self) -> Result<Vec<BackupDocument>> {
+        let mut backups = Vec::new();
+        for name in self.store.folders(&self.folder.backups()).await? {
+            if let Ok(id) = name.parse::<BackupId>()
+                && let Some(backup) = self.newest_document(id).await?
+            {
+                backups.push(backup);
+            }
+        }
+        Ok(backups)
+    }
+
+    /// One backup.
+    pub async fn backup(&self, id: BackupId) -> Result<BackupDocument> {
+        self.newest_document(id).await?.ok_or_else(|| {
+            Error::not_found(format!("there is no backup {id} of cluster {}", self.folder.cluster))
+                .hint("walden list shows the backups")
+        })
+    }
+
+    async fn newest_document(&self, id: BackupId) -> Result<Option<BackupDocument>> {
+        // `backup-<n>.json` sorts before `manifest-` and `part-`: a short listing holds them all.
+        let listed = self.store.list(&self.folder.backup(id), None, 1000).await?;
+        match listed.iter().filter_map(|l| layout::number_of(&l.key, "backup-")).max() {
+            Some(number) => document(&*self.store, &self.folder.backup_document(id, number)?).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Writes the document that makes a backup exist.
+    pub async fn publish(&self, backup: &BackupDocument, number: u32) -> Result<()> {
+        let key = self.folder.backup_document(backup.id, number)?;
+        match self.store.put(&key, documents::to_bytes(backup)?.into()).await? {
+            Put::Created => Ok(()),
+            Put::Exists => Err(Error::refused(format!("{key} is there already: another program wrote this backup"))),
+        }
+    }
+
+    /// Writes a manifest; gives back the BLAKE3 of its content and the length of the object.
+    pub async fn put_manifest(&self, manifest: Manifest, number: u32, level: i32) -> Result<(seal::Blake3, u64)> {
+        let key = self.folder.manifest(manifest.backup, number)?;
+        let sealed = tokio::task::spawn_blocking(move || {
+            let mut text = Vec::new();
+            manifest.write(&mut text)?;
+            let mut frames = FrameWriter::new(Vec::new(), level)?;
+            std::io::Write::write_all(&mut frames, &text)?;
+            let (object, _, _) = frames.finish()?;
+            Ok((seal::blake3(&text), object))
+        })
+        .await;
+        let (hash, object) =
+            join(sealed)?.map_err(|e: std::io::Error| Error::internal(format!("write {key}")).source(e))?;
+        let length = object.len() as u64;
+        match self.store.put(&key, object.into()).await? {
+            Put::Created => Ok((hash, length)),
+            Put::Exists => Err(Error::refused(format!("{key} is there already: another program wrote this backup"))),
+        }
+    }
+
+    /// Reads the manifest of a backup and proves its hash.
+    pub async fn manifest(&self, backup: &BackupDocument) -> Result<Manifest> {
+        let key = self.folder.manifest(backup.id, backup.manifest)?;
+        let download = self.store.get(&key, None).await.map_err(|e| match e.kind() {
+            Kind::NotFound => Error::damaged(format!("backup {} has lost its manifest {key}", backup.id)),
+            _ => e,
+        })?;
+        let body = bridge::BodyReader::new(download.body, tokio::runtime::Handle::current());
+        let expected = backup.manifest_blake3;
+        let read = tokio::task::spawn_blocking(move || {
+            let internal = |e| Error::internal("start the zstd decoder").source(e);
+            let mut hashed = seal::HashReader::new(zstd::Decoder::new(body).map_err(internal)?);
+            let manifest = Manifest::read(&mut hashed)?;
+            std::io::copy(&mut hashed, &mut std::io::sink())
+                .map_err(|e| bridge::from_io(e, |e| Error::damaged("the manifest cannot be read").source(e)))?;
+            if hashed.digest().0 == expected {
+                Ok(manifest)
+            } else {
+                Err(Error::damaged("the manifest does not have the hash that the backup's document tells"))
+            }
+        })
+        .await;
+        join(read)?.map_err(|e| e.context(key).hint("restore another backup: --backup ID"))
+    }
+
+    /// The timelines that have something in the archive.
+    pub async fn timelines(&self) -> Result<Vec<TimelineId>> {
+        let folders = self.store.folders(&self.folder.wal()).await?;
+        let timeline = |name: &String| TimelineId::new(u32::from_str_radix(name, 16).ok()?).ok();
+        Ok(folders.iter().filter_map(timeline).collect())
+    }
+
+    /// The history of a timeline. Timeline 1 needs no history file; an absent one of another is `NotFound`.
+    pub async fn history(&self, timeline: TimelineId) -> Result<TimelineHistory> {
+        if timeline == TimelineId::FIRST {
+            return Ok(TimelineHistory::root(timeline));
+        }
+        let object = wal_object::open(&*self.store, &self.folder.history(timeline)?).await?;
+        let text = join(
+            tokio::task::spawn_blocking(move || {
+                let mut text = Vec::new();
+                object.read(|bytes| {
+                    text.extend_from_slice(bytes);
+                    Ok(())
+                })?;
+                Ok(text)
+            })
+            .await,
+        )??;
+        TimelineHistory::parse(timeline, &String::from_utf8_lossy(&text))
+    }
+
+    /// The segments of a timeline in the archive with the lengths of their objects: from `first` (if given) to `last`
+    /// (if given), both included, in the order of their LSNs.
+    pub async fn segments(
+        &self,
+        timeline: TimelineId,
+        first: Option<SegmentName>,
+        last: Option<SegmentName>,
+    ) -> Result<Vec<(SegmentName, u64)>> {
+        const PAGE: usize = 1000;
+        let prefix = self.folder.timeline(timeline);
+        let mut segments = Vec::new();
+        // Everything in the folder of an earlier log sorts before it; what remains of `first`'s own log is filtered.
+        let mut after = match first {
+            Some(name) => Some(Key::new(format!("{prefix}{:08X}/0", name.log))?),
+            None => None,
+        };
+        loop {
+            let page = self.store.list(&prefix, after.as_ref(), PAGE).await?;
+            let complete = page.len() < PAGE;
+            after = page.last().map(|l| l.key.clone());
+            for Listed { key, length } in page {
+                let Some(name) = segment_of(&key) else { continue };
+                if last.is_some_and(|last| name > last) {
+                    return Ok(segments);
+                }
+                if first.is_none_or(|first| name >= first) {
+                    segments.push((name, length));
+                }
+            }
+            if complete {
+                return Ok(segments);
+            }
+        }
+    }
+}
+
+/// The result of a thread; a panic in it is a bug.
+pub(crate) fn join<T>(result: Result<T, tokio::task::JoinError>) -> Result<T> {
+    result.map_err(|e| Error::internal("a worker thread stopped").source(e))
+}

@@ -1,0 +1,136 @@
+//! The names that people and paths use: clusters, systems with their incarnations, backups.
+
+use std::{fmt, str::FromStr};
+
+use chrono::{DateTime, NaiveDateTime, SubsecRound, Utc};
+
+use crate::{
+    error::{Error, Result},
+    postgres::{SystemId, text_in_json},
+};
+
+/// The name a DBA gives to one PostgreSQL service over its whole life, such as `main`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterName(String);
+
+impl ClusterName {
+    /// Its text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ClusterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for ClusterName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
+        if plain && (1..=64).contains(&text.len()) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Error::invalid(format!("\"{text}\" cannot be the name of a cluster"))
+                .hint("use 1 to 64 letters, digits, - and _"))
+        }
+    }
+}
+
+text_in_json!(ClusterName);
+
+/// One system in one of its incarnations: the folder that holds its archive and its backups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation {
+    /// The system.
+    pub system: SystemId,
+    /// 1 at first. The next one is opened by a server that would otherwise write other WAL under old names.
+    pub number: u32,
+}
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.system, self.number)
+    }
+}
+
+impl FromStr for Incarnation {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        text.split_once('-')
+            .and_then(|(system, number)| Some(Self { system: system.parse().ok()?, number: number.parse().ok()? }))
+            .filter(|parsed| parsed.number > 0 && parsed.to_string() == text)
+            .ok_or_else(|| Error::invalid(format!("\"{text}\" is not <system identifier>-<incarnation>")))
+    }
+}
+
+text_in_json!(Incarnation);
+
+/// A backup's id: the second in which it was begun, in UTC, as in `20261121T014500Z`. Ids sort by time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackupId(DateTime<Utc>);
+
+const BACKUP_ID: &str = "%Y%m%dT%H%M%SZ";
+
+impl BackupId {
+    /// The id of a backup that begins at that instant.
+    #[must_use]
+    pub fn at(instant: DateTime<Utc>) -> Self {
+        Self(instant.trunc_subsecs(0))
+    }
+
+    /// The instant it tells.
+    #[must_use]
+    pub fn instant(self) -> DateTime<Utc> {
+        self.0
+    }
+}
+
+impl fmt::Display for BackupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.format(BACKUP_ID).fmt(f)
+    }
+}
+
+impl FromStr for BackupId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        NaiveDateTime::parse_from_str(text, BACKUP_ID)
+            .map(|naive| Self(naive.and_utc()))
+            .ok()
+            .filter(|id| id.to_string() == text)
+            .ok_or_else(|| {
+                Error::invalid(format!("\"{text}\" is not a backup's id"))
+                    .hint("ids look like 20261121T014500Z; walden list shows them")
+            })
+    }
+}
+
+text_in_json!(BackupId);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        let id: BackupId = "20261121T014500Z".parse().unwrap();
+        assert_eq!(id.to_string(), "20261121T014500Z");
+        assert!("20261121T014560Z".parse::<BackupId>().is_err());
+        assert!("../etc".parse::<BackupId>().is_err());
+        let incarnation: Incarnation = "7412345678901234567-2".parse().unwrap();
+        assert_eq!((incarnation.system.0, incarnation.number), (7_412_345_678_901_234_567, 2));
+        for text in ["7-0", "7", "-1", "07-1", "7-01", "7-1-1"] {
+            assert!(text.parse::<Incarnation>().is_err(), "{text}");
+        }
+        for text in ["", "a/b", "a b", "..", "ä"] {
+            assert!(text.parse::<ClusterName>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! zstd frames: independent, of at most 1 MiB of content, with checksums; and the head, a skippable frame of JSON
+//! in front of them (RFC 8878, section 3.1.2).
+
+use std::io::{self, Write};
+
+use serde::{Serialize, de::DeserializeOwned};
+use zstd::bulk::Compressor;
+use zstd::zstd_safe::CParameter;
+
+use super::seek::{FrameSize, SeekTable};
+use crate::error::{Error, Result};
+
+/// The most content of one frame, in bytes.
+pub const FRAME_CONTENT: usize = 1 << 20;
+
+/// The most bytes of JSON in a head: one GET of this and eight bytes more always reads it whole.
+pub const HEAD_LIMIT: usize = 64 << 10;
+
+/// The skippable frame that holds a head: the sixth of the sixteen magic numbers that are free for anybody's use.
+const HEAD_MAGIC: u32 = 0x184D_2A55;
+
+/// Cuts what is written into it into frames and writes these on.
+///
+/// A frame ends when it holds 1 MiB, and where [`FrameWriter::cut`] asks for it.
+pub struct FrameWriter<W> {
+    inner: W,
+    compressor: Compressor<'static>,
+    content: Vec<u8>,
+    frame: Vec<u8>,
+    table: SeekTable,
+    written: u64,
+}
+
+impl<W> std::fmt::Debug for FrameWriter<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FrameWriter").field("written", &self.written).finish_non_exhaustive()
+    }
+}
+
+impl<W: Write> FrameWriter<W> {
+    /// Compresses at zstd's `level` into `inner`.
+    pub fn new(inner: W, level: i32) -> io::Result<Self> {
+        let mut compressor = Compressor::new(level)?;
+        compressor.set_parameter(CParameter::ChecksumFlag(true))?;
+        Ok(Self {
+            inner,
+            compressor,
+            content: Vec::with_capacity(FRAME_CONTENT),
+            frame: vec![0; zstd::zstd_safe::compress_bound(FRAME_CONTENT)],
+            table: SeekTable::default(),
+            written: 0,
+        })
+    }
+
+    /// Bytes of content taken in so far: the offset of the next byte.
+    pub fn offset(&self) -> u64 {
+        self.table.content() + self.content.len() as u64
+    }
+
+    /// Bytes of the frame that is being filled.
+    pub fn pending(&self) -> usize {
+        self.content.len()
+    }
+
+    /// Ends the frame here, so that the next byte starts one.
+    pub fn cut(&mut self) -> io::Result<()> {
+        if self.content.is_empty() {
+            return Ok(());
+        }
+        let content = std::mem::take(&mut self.content);
+        let done = self.emit(&content);
+        self.content = content;
+        self.content.clear();
+        done
+    }
+
+    fn emit(&mut self, content: &[u8]) -> io::Result<()> {
+        let length = self.compressor.compress_to_buffer(content, &mut self.frame[..])?;
+        self.inner.write_all(&self.frame[..length])?;
+        self.table.push(FrameSize { stored: length as u32, content: content.len() as u32 });
+        self.written += length as u64;
+        Ok(())
+    }
+
+    /// Ends the last frame. Gives back the inner writer, the sizes of the frames, and how many bytes went out.
+    pub fn finish(mut self) -> io::Result<(W, SeekTable, u64)> {
+        self.cut()?;
+        Ok((self.inner, self.table, self.written))
+    }
+}
+
+impl<W: Write> Write for FrameWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // A whole frame at hand needs no copy.
+        if self.content.is_empty() && bytes.len() >= FRAME_CONTENT {
+            self.emit(&bytes[..FRAME_CONTENT])?;
+            return Ok(FRAME_CONTENT);
+        }
+        let taken = bytes.len().min(FRAME_CONTENT - self.content.len());
+        self.content.extend_from_slice(&bytes[..taken]);
+        if self.content.len() == FRAME_CONTENT {
+            self.cut()?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// A head as it stands at the front of an object: a skippable frame that holds `document` as JSON.
+pub fn head<T: Serialize>(document: &T) -> Result<Vec<u8>> {
+    let json = serde_json::to_vec(document).map_err(|e| Error::internal("write a head as JSON").source(e))?;
+    if json.len() > HEAD_LIMIT {
+        return Err(Error::internal(format!("a head of {} bytes is over the limit of {HEAD_LIMIT}", json.len())));
+    }
+    let mut frame = Vec::with_capacity(8 + json.len());
+    frame.extend_from_slice(&HEAD_MAGIC.to_le_bytes());
+    frame.extend_from_slice(&(json.len() as u32).to_le_bytes());
+    frame.extend_from_slice(&json);
+    Ok(frame)
+}
+
+/// What stands at the front of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Head<T> {
+    /// A head, and the number of bytes up to its end.
+    Present(T, usize),
+    /// Zstd frames without a head.
+    Absent,
+}
+
+/// Reads the head at the front of `bytes`, the first `8 + HEAD_LIMIT` bytes of an object (or all of it).
+/// Unknown fields are passed over, so that a later Walden may add facts.
+pub fn read_head<T: DeserializeOwned>(bytes: &[u8]) -> Result<Head<T>> {
+    let word = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
+    let (Some(magic), Some(length)) = (word(0), word(4)) else {
+        return Err(Error::damaged(format!("the object is only {} bytes long", bytes.len())));
+    };
+    if magic == zstd::zstd_safe::zstd_sys::ZSTD_MAGICNUMBER {
+        return Ok(Head::Absent);
+    }
+    if magic != HEAD_MAGIC || length as usize > HEAD_LIMIT {
+        return Err(Error::damaged("the object begins neither with a head nor with a zstd frame"));
+    }
+    let end = 8 + length as usize;
+    let json = bytes.get(8..end).ok_or_else(|| Error::damaged("the object ends inside its head"))?;
+    let document =
+        serde_json::from_slice(json).map_err(|e| Error::damaged("the object's head cannot be read").source(e))?;
+    Ok(Head::Present(document, end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::io::Read;
+
+    fn sealed(pieces: &[Vec<u8>], cuts: bool) -> (Vec<u8>, SeekTable) {
+        let mut writer = FrameWriter::new(Vec::new(), 1).unwrap();
+        for piece in pieces {
+            writer.write_all(piece).unwrap();
+            if cuts {
+                writer.cut().unwrap();
+            }
+        }
+        let (stored, table, written) = writer.finish().unwrap();
+        assert_eq!(written, stored.len() as u64);
+        (stored, table)
+    }
+
+    #[test]
+    fn zstd_reads_an_object_and_passes_over_its_head() {
+        let content: Vec<u8> = (0..3_000_000_u32).map(|i| (i / 7) as u8).collect();
+        let (frames, table) = sealed(std::slice::from_ref(&content), false);
+        assert_eq!(table.frames().len(), 3);
+        let mut object = head(&serde_json::json!({"size": 3})).unwrap();
+        let head_length = object.len();
+        object.extend_from_slice(&frames);
+        let mut back = Vec::new();
+        zstd::Decoder::new(&object[..]).unwrap().read_to_end(&mut back).unwrap();
+        assert!(back == content);
+        match read_head::<serde_json::Value>(&object).unwrap() {
+            Head::Present(value, end) => assert_eq!((value["size"].as_u64(), end), (Some(3), head_length)),
+            Head::Absent => panic!("the head is there"),
+        }
+        assert_eq!(read_head::<serde_json::Value>(&frames).unwrap(), Head::Absent);
+    }
+
+    #[test]
+    fn a_damaged_front_is_named() {
+        let whole = head(&serde_json::json!({"a": 1})).unwrap();
+        for bytes in [&whole[..3], &whole[..10], b"junkjunkjunk".as_slice(), &[]] {
+            let error = read_head::<serde_json::Value>(bytes).unwrap_err();
+            assert_eq!(error.kind(), crate::error::Kind::Damaged);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_pieces_come_back(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..5000), 0..20), cuts: bool) {
+            let (stored, table) = sealed(&pieces, cuts);
+            let mut back = Vec::new();
+            zstd::Decoder::new(&stored[..]).unwrap().read_to_end(&mut back).unwrap();
+            let whole = pieces.concat();
+            prop_assert_eq!(table.content(), whole.len() as u64);
+            prop_assert_eq!(back, whole);
+        }
+
+        #[test]
+        fn no_front_makes_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let _ = read_head::<serde_json::Value>(&bytes);
+        }
+    }
+}

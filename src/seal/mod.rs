@@ -1,0 +1,13 @@
+//! The byte pipeline: zstd frames and hashes, and back. Knows neither PostgreSQL nor stores.
+//!
+//! Everything Walden stores is a row of zstd frames that `zstd -d` reads: independent frames of at most 1 MiB of
+//! content, each with its checksum, so that a reader can start at any of them. A *head* is a skippable frame in
+//! front that holds JSON; a *seek table* is a skippable frame at the end in zstd's published seekable format.
+
+mod frame;
+mod hash;
+mod seek;
+
+pub use frame::{FRAME_CONTENT, FrameWriter, HEAD_LIMIT, Head, head, read_head};
+pub use hash::{Blake3, HashReader, blake3};
+pub use seek::{FrameSize, SeekTable};
