@@ -122,7 +122,7 @@ mod tests {
     fn names_are_read_as_they_are_written() {
         let id: BackupId = "20261121T014500Z".parse().unwrap();
         assert_eq!(id.to_string(), "20261121T014500Z");
-        assert!("20261121T014560Z".parse::<BackupId>().is_err());
+        assert!("20261121T014561Z".parse::<BackupId>().is_err());
         assert!("../etc".parse::<BackupId>().is_err());
         let incarnation: Incarnation = "7412345678901234567-2".parse().unwrap();
         assert_eq!((incarnation.system.0, incarnation.number), (7_412_345_678_901_234_567, 2));

@@ -85,6 +85,10 @@ impl<W: Write> FrameWriter<W> {
     /// Ends the last frame. Gives back the inner writer, the sizes of the frames, and how many bytes went out.
     pub fn finish(mut self) -> io::Result<(W, SeekTable, u64)> {
         self.cut()?;
+        if self.table.frames().is_empty() {
+            // zstd takes no bytes at all for a truncated file.
+            self.emit(&[])?;
+        }
         Ok((self.inner, self.table, self.written))
     }
 }
