@@ -8,14 +8,20 @@
 //! | room | reason to exist |
 //! |---|---|
 //! | [`error`], [`clock`] | the one error type; time and randomness as they come in. Everyone may use them |
+//! | [`human`], [`progress`], [`interrupt`] | sizes and times in words; how work tells how far it is; how it hears the wish to stop |
+//! | [`cli`] | arguments in, calls down, words and tables out. No logic |
 //! | [`postgres`] | what PostgreSQL is: LSNs, segment names, timelines, the control file. Knows nothing of repositories |
 //! | [`store`] | objects in a directory or a bucket: put-if-absent, get, list, delete. Knows no PostgreSQL |
 
+pub mod cli;
 pub mod clock;
 pub mod error;
+pub mod human;
+pub mod interrupt;
 pub mod postgres;
 pub mod repository;
 pub mod seal;
+pub mod progress;
 pub mod store;
 
 pub use error::{Error, Result};

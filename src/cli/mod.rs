@@ -1,0 +1,264 @@
+//! The command line: arguments in, calls down, words and tables out. No logic.
+//!
+//! One file a subcommand, each with its arguments (`Args`) and `run`. To add one: `mod name;`, a variant of
+//! [`Command`] and its line in `dispatch`. What every subcommand needs (configuration, clock, output) comes in the
+//! [`Context`]; what its end means as an exit status is settled in [`exit`]. An error is returned, and told once, here.
+
+mod completions;
+mod context;
+pub mod exit;
+mod man;
+mod output;
+mod progress;
+mod table;
+
+use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
+
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use tokio::sync::oneshot;
+
+use self::exit::{Codes, End};
+pub use self::{
+    context::Context,
+    output::{Output, Paint},
+    table::{Align, Table},
+};
+use crate::{
+    error::{Error, Result},
+    interrupt::{Interrupt, Interrupter},
+};
+
+/// PostgreSQL continuous archiving and point-in-time recovery.
+#[derive(Debug, Parser)]
+#[command(
+    name = "walden",
+    version,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The flags that every subcommand takes.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// The configuration file [default: $WALDEN_CONFIG, ./walden.toml, /etc/walden/walden.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The cluster; may be left out when the configuration names one
+    #[arg(long, global = true, value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// Print one JSON document on standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Log more; may be repeated
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Print the answer and errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// How logs are written to standard error
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t)]
+    pub log_format: LogFormat,
+    /// When to use colours
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t)]
+    pub color: Color,
+    /// Do not look for ./walden.toml: PostgreSQL's working directory is the data directory
+    #[arg(long, global = true, hide = true)]
+    pub no_local_config: bool,
+}
+
+/// The flags of [`Global`] that are followed by a value: needed to find the subcommand in bare arguments.
+const VALUE_FLAGS: [&str; 4] = ["--config", "--cluster", "--log-format", "--color"];
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// When colours are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless `NO_COLOR` is set.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What can be asked of Walden, in the order of the help.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print a shell's completion script
+    Completions(completions::Args),
+    /// Write the manual pages
+    Man(man::Args),
+}
+
+async fn dispatch(command: Command, context: &Context) -> Result<End> {
+    match command {
+        Command::Completions(args) => completions::run(&args, context),
+        Command::Man(args) => man::run(&args, context),
+    }
+}
+
+/// How long work that heard the wish to stop is given to tidy up.
+const TIDY_UP: Duration = Duration::from_secs(30);
+
+/// Does what the arguments (the program's name first) ask for, tells the error if there is one, and answers with
+/// the exit code.
+#[must_use]
+pub fn run(arguments: Vec<OsString>) -> u8 {
+    let codes = Codes::of_arguments(&arguments);
+    let Cli { global, command } = match parse(arguments) {
+        Ok(cli) => cli,
+        Err(error) => return tell_usage(&error, codes),
+    };
+    output::start_logging(&global);
+    let as_json = global.json || global.log_format == LogFormat::Json;
+    let ended = in_runtime(global, command, codes).map(|end| codes.of_end(end));
+    ended.unwrap_or_else(|error| {
+        output::tell_error(&error, as_json);
+        codes.of_error(error.kind())
+    })
+}
+
+/// Prints one line for a panic, wherever it happens. The exit code of a panic is [`Codes::of_panic`].
+pub fn tell_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(|l| format!(" at {}:{}", l.file(), l.line())).unwrap_or_default();
+        let what = panic.payload_as_str().unwrap_or("panic");
+        output::tell_error(
+            &Error::internal(format!("internal error{place}: {what}"))
+                .hint("this is a bug in walden: please report it with this line"),
+            false,
+        );
+    }));
+}
+
+/// The whole command tree, its exit codes in every help.
+#[must_use]
+pub fn command() -> clap::Command {
+    let mut root = Cli::command();
+    root.build();
+    with_exit_status(root, &mut vec!["walden".into()])
+}
+
+fn with_exit_status(command: clap::Command, path: &mut Vec<OsString>) -> clap::Command {
+    let command = command.after_help(Codes::of_arguments(path).help());
+    command.mut_subcommands(|below| {
+        path.push(below.get_name().into());
+        let below = with_exit_status(below, path);
+        path.pop();
+        below
+    })
+}
+
+fn parse(arguments: Vec<OsString>) -> Result<Cli, clap::Error> {
+    let mut matches = command().try_get_matches_from(arguments)?;
+    Cli::from_arg_matches_mut(&mut matches)
+}
+
+/// Prints help, the version, or what is wrong with the arguments.
+fn tell_usage(error: &clap::Error, codes: Codes) -> u8 {
+    if !error.use_stderr() {
+        // A reader that went away has seen enough.
+        _ = error.print();
+        return 0;
+    }
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        _ = error.print();
+    } else {
+        let text = error.render().to_string();
+        let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+        output::tell_error(&Error::invalid(text), false);
+    }
+    codes.of_usage()
+}
+
+fn in_runtime(global: Global, command: Command, codes: Codes) -> Result<End> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| Error::failed("start the runtime").source(e))?;
+    let interrupter = Arc::new(Interrupter::new());
+    let ended = runtime.block_on(async {
+        let dropped = watch_signals(interrupter.clone(), codes)?;
+        let context = Context::new(global, interrupter);
+        let work = async {
+            let ended = dispatch(command, &context).await;
+            context.output.finish().and(ended)
+        };
+        tokio::select! {
+            ended = work => ended,
+            Ok(()) = dropped => Err(Interrupt::error()),
+        }
+    });
+    // Blocking calls that are still under way are not waited for: everything they write is temporary.
+    runtime.shutdown_background();
+    ended
+}
+
+/// On SIGINT or SIGTERM asks the work to stop, or answers that it may be dropped if it does not listen. Work that
+/// has not stopped in time, or at a second signal, ends with the process.
+fn watch_signals(interrupter: Arc<Interrupter>, codes: Codes) -> Result<oneshot::Receiver<()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let watch = |kind| signal(kind).map_err(|e| Error::failed("watch for signals").source(e));
+    let (mut int, mut term) = (watch(SignalKind::interrupt())?, watch(SignalKind::terminate())?);
+    let (drop_it, dropped) = oneshot::channel();
+    tokio::spawn(async move {
+        let mut signalled = async || tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} };
+        signalled().await;
+        interrupter.ask();
+        if !interrupter.is_heard() {
+            _ = drop_it.send(());
+        }
+        tokio::select! { () = signalled() => {}, () = tokio::time::sleep(TIDY_UP) => {} }
+        let error = Interrupt::error();
+        output::tell_error(&error, false);
+        #[expect(clippy::disallowed_methods, reason = "main is stuck in a call that does not return")]
+        std::process::exit(codes.of_error(error.kind()).into())
+    });
+    Ok(dropped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tree_is_sound_and_every_help_tells_the_exit_status() {
+        fn each(command: &clap::Command) {
+            let help = command.clone().render_long_help().to_string();
+            assert!(help.contains("EXIT STATUS"), "{}", command.get_name());
+            command.get_subcommands().filter(|c| c.get_name() != "help").for_each(each);
+        }
+        Cli::command().debug_assert();
+        each(&command());
+    }
+
+    #[test]
+    fn every_flag_with_a_value_is_known_before_parsing() {
+        let command = Cli::command();
+        let taking: Vec<String> = command
+            .get_arguments()
+            .filter(|a| a.is_global_set() && a.get_action().takes_values())
+            .filter_map(|a| a.get_long().map(|long| format!("--{long}")))
+            .collect();
+        assert_eq!(taking, VALUE_FLAGS);
+    }
+}

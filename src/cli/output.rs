@@ -1,0 +1,194 @@
+//! Everything that is written to a person or a script: the one place that touches standard output and error.
+//!
+//! Standard output carries the answer: words and tables, or with `--json` one document. Everything else (logs,
+//! progress, remarks, questions, errors) goes to standard error. A reader that stops reading (`| head`) is no
+//! error, and must not stop the work either: what would have been written is dropped.
+
+use std::{
+    fmt::Display,
+    io::{self, BufWriter, IsTerminal, Write},
+    sync::{Mutex, PoisonError},
+};
+
+use serde::Serialize;
+
+use super::{Color, Global, LogFormat};
+use crate::error::{Error, Result};
+
+/// Where the answer goes, and how it may look.
+pub struct Output {
+    /// Whether one JSON document is wanted instead of words.
+    pub json: bool,
+    /// Whether only the answer and errors are wanted.
+    pub quiet: bool,
+    /// Whether colours may be used on standard output.
+    color: bool,
+    stdout: Mutex<Sink>,
+}
+
+struct Sink {
+    to: BufWriter<io::Stdout>,
+    broken: Option<io::Error>,
+}
+
+/// Colours with a meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paint {
+    /// All is well.
+    Good,
+    /// Look at this.
+    Warning,
+    /// This is broken.
+    Bad,
+    /// The thing that matters in a line.
+    Strong,
+    /// What may be overlooked.
+    Faint,
+}
+
+impl Output {
+    /// What the flags ask for, and what the terminal can.
+    #[must_use]
+    pub fn new(global: &Global) -> Self {
+        let terminal = io::stdout().is_terminal();
+        let color = match global.color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+        };
+        let to = BufWriter::new(io::stdout());
+        Self { json: global.json, quiet: global.quiet, color, stdout: Mutex::new(Sink { to, broken: None }) }
+    }
+
+    /// A line of the answer. Use [`Output::json`](Output::document) for the other form of it.
+    pub fn line(&self, text: impl Display) {
+        self.write(|to| writeln!(to, "{text}"));
+    }
+
+    /// Bytes of the answer as they are: a generated file.
+    pub fn raw(&self, bytes: &[u8]) {
+        self.write(|to| to.write_all(bytes));
+    }
+
+    /// The answer as the one JSON document that `--json` promises.
+    pub fn document(&self, document: &impl Serialize) {
+        self.write(|to| {
+            serde_json::to_writer_pretty(&mut *to, document).map_err(io::Error::from)?;
+            to.write_all(b"\n")
+        });
+    }
+
+    /// A remark for a person that is no part of the answer. Dropped with `-q`.
+    pub fn remark(&self, text: impl Display) {
+        if !self.quiet {
+            self.flush();
+            super::progress::above_the_bar(|to| writeln!(to, "{text}"));
+        }
+    }
+
+    /// `text` in that colour, where colours are wanted.
+    #[must_use]
+    pub fn paint(&self, paint: Paint, text: impl Display) -> String {
+        let code = match paint {
+            _ if !self.color => return text.to_string(),
+            Paint::Good => "32",
+            Paint::Warning => "33",
+            Paint::Bad => "31",
+            Paint::Strong => "1",
+            Paint::Faint => "2",
+        };
+        format!("\x1b[{code}m{text}\x1b[0m")
+    }
+
+    /// Asks a question that wants yes or no; anything but `y` or `yes` is no. Without a terminal nobody could
+    /// answer: that is an error which names `flag` as the way out.
+    pub async fn confirm(&self, question: &str, flag: &str) -> Result<bool> {
+        let mut stderr = io::stderr();
+        if !io::stdin().is_terminal() || !stderr.is_terminal() {
+            return Err(Error::invalid("there is no terminal to ask for a confirmation")
+                .hint(format!("add {flag} to go on without being asked")));
+        }
+        self.flush();
+        let failed = |e: io::Error| Error::failed("ask for a confirmation").source(e);
+        write!(stderr, "{question} [y/N] ").and_then(|()| stderr.flush()).map_err(failed)?;
+        // On a thread of its own, so that Ctrl-C is heard.
+        let line = tokio::task::spawn_blocking(|| io::stdin().lines().next().transpose());
+        let answer = line.await.map_err(io::Error::other).flatten().map_err(failed)?.unwrap_or_default();
+        Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+    }
+
+    /// Makes what was written appear now.
+    pub fn flush(&self) {
+        self.write(Write::flush);
+    }
+
+    /// Writes the rest and tells whether the answer arrived. A reader that went away is no error.
+    pub fn finish(&self) -> Result<()> {
+        self.flush();
+        match self.stdout.lock().unwrap_or_else(PoisonError::into_inner).broken.take() {
+            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(Error::failed("write to standard output").source(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn write(&self, write: impl FnOnce(&mut BufWriter<io::Stdout>) -> io::Result<()>) {
+        let mut sink = self.stdout.lock().unwrap_or_else(PoisonError::into_inner);
+        if sink.broken.is_none() {
+            sink.broken = write(&mut sink.to).err();
+        }
+    }
+}
+
+impl std::fmt::Debug for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Output").field("json", &self.json).field("quiet", &self.quiet).finish_non_exhaustive()
+    }
+}
+
+/// Tells an error on standard error: as words, or as one line of JSON where a script listens.
+pub fn tell_error(error: &Error, as_json: bool) {
+    let text = if as_json {
+        let kind = format!("{:?}", error.kind()).to_lowercase();
+        serde_json::json!({ "error": { "kind": kind, "message": error.to_string(), "hint": error.hint_text() } })
+            .to_string()
+    } else {
+        match error.hint_text() {
+            Some(hint) => format!("walden: {error}\nhint: {hint}"),
+            None => format!("walden: {error}"),
+        }
+    };
+    // Nothing can be done when standard error is gone; the exit code still tells.
+    _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Logs go to standard error: `-v` and `-q` set how much, `WALDEN_LOG` (`walden=debug,hyper=info`) overrides both.
+pub fn start_logging(global: &Global) {
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => "error",
+        (_, 0) => "warn",
+        (_, 1) => "info",
+        (_, 2) => "debug",
+        (_, _) => "trace",
+    };
+    // Other crates may write what they send, secrets included: they stay at warnings until asked for by name.
+    let usual = || tracing_subscriber::EnvFilter::new(format!("warn,walden={level}"));
+    let filter = std::env::var("WALDEN_LOG")
+        .ok()
+        .filter(|v| !v.is_empty())
+        .map_or_else(usual, |wish| tracing_subscriber::EnvFilter::try_new(&wish).unwrap_or_else(|_| usual()));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| super::progress::AboveTheBar);
+    // A second start (in tests) leaves the first in place.
+    _ = match global.log_format {
+        LogFormat::Json => tracing::subscriber::set_global_default(logs.json().finish()),
+        LogFormat::Text => {
+            let ansi = match global.color {
+                Color::Always => true,
+                Color::Never => false,
+                Color::Auto => io::stderr().is_terminal(),
+            };
+            tracing::subscriber::set_global_default(logs.with_ansi(ansi).with_target(false).finish())
+        }
+    };
+}
