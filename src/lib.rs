@@ -19,9 +19,9 @@ pub mod error;
 pub mod human;
 pub mod interrupt;
 pub mod postgres;
+pub mod progress;
 pub mod repository;
 pub mod seal;
-pub mod progress;
 pub mod store;
 
 pub use error::{Error, Result};
