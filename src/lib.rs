@@ -12,6 +12,7 @@
 //! | [`cli`] | arguments in, calls down, words and tables out. No logic |
 //! | [`postgres`] | what PostgreSQL is: LSNs, segment names, timelines, the control file. Knows nothing of repositories |
 //! | [`store`] | objects in a directory or a bucket: put-if-absent, get, list, delete. Knows no PostgreSQL |
+//! | [`wal`] | reads WAL records out of segments: pages, records, commits, restore points. Bytes in, facts out |
 
 pub mod cli;
 pub mod clock;
@@ -23,5 +24,6 @@ pub mod progress;
 pub mod repository;
 pub mod seal;
 pub mod store;
+pub mod wal;
 
 pub use error::{Error, Result};
