@@ -1,0 +1,170 @@
+//! A real S3 server over HTTP in the test's own process, with faults on demand.
+//!
+//! It runs on a thread and a runtime of its own, so that a test can start child processes that talk to it, or
+//! block, without stopping it.
+
+mod backend;
+mod fault;
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
+};
+
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use s3s::{auth::SimpleAuth, service::S3ServiceBuilder};
+use tokio::sync::oneshot;
+
+use self::{
+    backend::{Backend, State},
+    fault::{Faulty, lock},
+};
+pub use self::{
+    backend::{Conditions, Object},
+    fault::{Fault, Seen, What},
+};
+
+const BUCKET: &str = "walden-test";
+const ACCESS_KEY: &str = "TESTACCESSKEY";
+const SECRET_KEY: &str = "test/secret+key";
+
+/// A running server. It stops, and forgets everything, when this is dropped.
+#[derive(Debug)]
+pub struct S3Server {
+    address: SocketAddr,
+    backend: Backend,
+    rules: Arc<Mutex<Vec<Fault>>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl S3Server {
+    /// Starts a server on a free port of 127.0.0.1, with one empty bucket.
+    ///
+    /// # Panics
+    /// When no port can be listened on.
+    #[must_use]
+    #[expect(clippy::expect_used, reason = "a test cannot go on without its server")]
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port to listen on");
+        listener.set_nonblocking(true).expect("a listener that does not block");
+        let address = listener.local_addr().expect("the port that was chosen");
+        let mut state = State::default();
+        state.buckets.entry(BUCKET.to_owned()).or_default();
+        let backend = Backend(Arc::new(Mutex::new(state)));
+        let mut builder = S3ServiceBuilder::new(backend.clone());
+        builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+        let (rules, seen) = (Arc::default(), Arc::default());
+        let faulty = Faulty { service: builder.build(), rules: Arc::clone(&rules), seen: Arc::clone(&seen) };
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                tokio::select! { () = serve(listener, faulty) => {}, _ = stopped => {} }
+            });
+        });
+        Self { address, backend, rules, seen, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// The URL to talk to, without a bucket. Buckets are part of the path.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The bucket that is there from the start.
+    #[must_use]
+    pub fn bucket(&self) -> &'static str {
+        BUCKET
+    }
+
+    /// The access key id that may do everything.
+    #[must_use]
+    pub fn access_key(&self) -> &'static str {
+        ACCESS_KEY
+    }
+
+    /// Its secret.
+    #[must_use]
+    pub fn secret_key(&self) -> &'static str {
+        SECRET_KEY
+    }
+
+    /// Makes another bucket.
+    pub fn create_bucket(&self, name: &str) {
+        self.backend.state().buckets.entry(name.to_owned()).or_default();
+    }
+
+    /// Says how writes under a condition are treated from now on.
+    pub fn set_conditions(&self, conditions: Conditions) {
+        self.backend.state().conditions = conditions;
+    }
+
+    /// Lets a listing hold at most that many names.
+    pub fn set_page(&self, names: usize) {
+        self.backend.state().page = Some(names);
+    }
+
+    /// Adds a fault.
+    pub fn fault(&self, fault: Fault) {
+        lock(&self.rules).push(fault);
+    }
+
+    /// Takes all faults away.
+    pub fn heal(&self) {
+        lock(&self.rules).clear();
+    }
+
+    /// What was asked so far, in order.
+    #[must_use]
+    pub fn requests(&self) -> Vec<Seen> {
+        lock(&self.seen).clone()
+    }
+
+    /// How often an operation was asked for.
+    #[must_use]
+    pub fn count(&self, operation: &str) -> usize {
+        lock(&self.seen).iter().filter(|s| s.operation == operation).count()
+    }
+
+    /// How many multipart uploads were begun and neither completed nor aborted.
+    #[must_use]
+    pub fn open_uploads(&self) -> usize {
+        self.backend.state().open_uploads()
+    }
+
+    /// The names of everything in the first bucket.
+    #[must_use]
+    pub fn keys(&self) -> Vec<String> {
+        self.backend.state().buckets.get(BUCKET).map(|b| b.keys().cloned().collect()).unwrap_or_default()
+    }
+
+    /// An object of the first bucket.
+    #[must_use]
+    pub fn object(&self, key: &str) -> Option<Object> {
+        self.backend.state().buckets.get(BUCKET)?.get(key).cloned()
+    }
+}
+
+impl Drop for S3Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn serve(listener: TcpListener, faulty: Faulty) {
+    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
+    while let Ok((stream, _)) = listener.accept().await {
+        let faulty = faulty.clone();
+        let service = service_fn(move |request| faulty.clone().answer(request));
+        let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        // A connection that a fault broke off ends in an error; that was the wish.
+        tokio::spawn(async move { drop(connection.await) });
+    }
+}
