@@ -8,8 +8,14 @@ use walden::{
     Error,
     clock::Random,
     error::Kind,
-    store::{Download, Key, Put, Store, dir::DirStore, list_all, read},
+    store::{
+        Download, Key, Put, Store,
+        dir::DirStore,
+        list_all, read,
+        s3::{Keys, S3Options, S3Store},
+    },
 };
+use walden_testkit::s3::S3Server;
 
 /// A fresh store to try, and one of the same kind whose root or bucket is not there.
 struct Place {
@@ -40,6 +46,34 @@ mod places {
         std::fs::remove_dir_all(folder.path().join("gone")).unwrap();
         Some(Place { store: Arc::new(store), gone: Ok(Arc::new(gone)), _kept: Box::new(folder) })
     }
+
+    fn bucket_of(server: &S3Server, bucket: &str, prefix: &str) -> Arc<dyn Store> {
+        let mut options = S3Options::new(bucket, prefix);
+        options.endpoint = Some(server.endpoint());
+        options.path_style = true;
+        options.keys = Some(Keys {
+            id: server.access_key().to_owned(),
+            secret: server.secret_key().to_owned(),
+            session_token: None,
+        });
+        let opened = S3Store::open(options, Arc::new(Random::from_system()));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        Arc::new(runtime.block_on(opened).unwrap())
+    }
+
+    /// A server that lists few names at a time, so that every listing has several pages.
+    pub fn s3() -> Option<Place> {
+        let server = S3Server::start();
+        server.set_page(2);
+        let (store, gone) = (bucket_of(&server, server.bucket(), "some/prefix"), bucket_of(&server, "gone", ""));
+        Some(Place { store, gone: Ok(gone), _kept: Box::new(server) })
+    }
+
+    pub fn s3_without_prefix() -> Option<Place> {
+        let server = S3Server::start();
+        let (store, gone) = (bucket_of(&server, server.bucket(), ""), bucket_of(&server, "gone", "p"));
+        Some(Place { store, gone: Ok(gone), _kept: Box::new(server) })
+    }
 }
 
 /// Runs `test` on a fresh place, unless the machine lacks it.
@@ -60,7 +94,7 @@ macro_rules! conformance {
     (@ $place:ident: $($test:ident),*) => { $(#[test] fn $test() { on(places::$place(), tests::$test); })* };
 }
 
-conformance!(directory);
+conformance!(directory, s3, s3_without_prefix);
 
 #[test]
 fn a_root_that_vanishes_is_not_absence() {

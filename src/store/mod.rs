@@ -4,6 +4,8 @@
 
 pub mod bridge;
 pub mod dir;
+pub mod retry;
+pub mod s3;
 
 use std::{fmt, future::Future, ops::Range, pin::Pin};
 
@@ -155,18 +157,9 @@ pub async fn read(store: &dyn Store, key: &Key, limit: u64) -> Result<Bytes> {
     Ok(whole.freeze())
 }
 
-/// Every object below `prefix`, however many listings that takes.
+/// Every object below `prefix`, however many there are.
 pub async fn list_all(store: &dyn Store, prefix: &str) -> Result<Vec<Listed>> {
-    const PAGE: usize = 10_000;
-    let mut all: Vec<Listed> = Vec::new();
-    loop {
-        let page = store.list(prefix, all.last().map(|l| &l.key), PAGE).await?;
-        let complete = page.len() < PAGE;
-        all.extend(page);
-        if complete {
-            return Ok(all);
-        }
-    }
+    store.list(prefix, None, usize::MAX).await
 }
 
 #[cfg(test)]

@@ -1,0 +1,163 @@
+//! The client: who we are, which TLS, how connections are made.
+//!
+//! Static keys are taken from the environment directly: loading AWS's whole chain costs every push some
+//! milliseconds that are only worth it where keys are not static.
+
+use std::{env, fmt, path::Path};
+
+use aws_config::BehaviorVersion;
+use aws_credential_types::Credentials;
+use aws_sdk_s3::{
+    Client,
+    config::{
+        IdentityCache, Region, SharedCredentialsProvider, SharedHttpClient, StalledStreamProtectionConfig,
+        retry::RetryConfig, timeout::TimeoutConfig,
+    },
+};
+use aws_smithy_http_client::{
+    Builder, Connector,
+    proxy::ProxyConfig,
+    tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode},
+};
+
+use super::S3Options;
+use crate::error::{Error, Result};
+
+/// An access key. Its secret parts never appear in any text.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Keys {
+    /// The access key id.
+    pub id: String,
+    /// The secret access key.
+    pub secret: String,
+    /// The session token of temporary keys.
+    pub session_token: Option<String>,
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keys").finish_non_exhaustive()
+    }
+}
+
+impl Keys {
+    fn from_environment() -> Option<Self> {
+        let value = |name: &str| env::var(name).ok().filter(|v| !v.is_empty());
+        Some(Self {
+            id: value("AWS_ACCESS_KEY_ID")?,
+            secret: value("AWS_SECRET_ACCESS_KEY")?,
+            session_token: value("AWS_SESSION_TOKEN"),
+        })
+    }
+}
+
+pub(super) struct Made {
+    pub(super) client: Client,
+    pub(super) endpoint: String,
+    pub(super) unsigned_payload: bool,
+}
+
+/// Makes the client for a bucket.
+pub(super) async fn make(options: &S3Options) -> Result<Made> {
+    let tls = check_endpoint(options.endpoint.as_deref())?;
+    let http = http_client(options.ca_file.as_deref())?;
+    let environment = || ["AWS_REGION", "AWS_DEFAULT_REGION"].iter().find_map(|name| env::var(name).ok());
+    let mut region = options.region.clone().or_else(environment);
+    let credentials = match options.keys.clone().or_else(Keys::from_environment) {
+        Some(keys) => {
+            SharedCredentialsProvider::new(Credentials::new(keys.id, keys.secret, keys.session_token, None, "keys"))
+        }
+        None => {
+            let chain = aws_config::defaults(BehaviorVersion::latest()).http_client(http.clone()).load().await;
+            region = region.or_else(|| chain.region().map(ToString::to_string));
+            chain.credentials_provider().ok_or_else(|| Error::denied("AWS's chain knows no source of credentials"))?
+        }
+    };
+    let region = match (region, &options.endpoint) {
+        (Some(region), _) => region,
+        (None, Some(_)) => "us-east-1".to_owned(),
+        (None, None) => {
+            return Err(Error::invalid(format!("the region of bucket {} is not known", options.bucket))
+                .hint("set region under [repository], or AWS_REGION in the environment"));
+        }
+    };
+    let endpoint = options.endpoint.clone().unwrap_or_else(|| format!("https://s3.{region}.amazonaws.com"));
+    let mut config = aws_sdk_s3::Config::builder()
+        .behavior_version_latest()
+        .region(Region::new(region))
+        .credentials_provider(credentials)
+        .http_client(http)
+        .force_path_style(options.path_style)
+        .retry_config(RetryConfig::disabled())
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+        .timeout_config(TimeoutConfig::builder().connect_timeout(options.connect_timeout).build());
+    if let Some(endpoint) = &options.endpoint {
+        config = config.endpoint_url(endpoint);
+    }
+    let client = Client::from_conf(config.build());
+    Ok(Made { client, endpoint, unsigned_payload: options.unsigned_payload.unwrap_or(tls) })
+}
+
+/// The same client with no credentials remembered. Connections are kept.
+pub(super) fn with_fresh_credentials(client: &Client) -> Client {
+    Client::from_conf(client.config().to_builder().identity_cache(IdentityCache::lazy().build()).build())
+}
+
+/// Whether it is spoken to over TLS.
+fn check_endpoint(endpoint: Option<&str>) -> Result<bool> {
+    let Some(endpoint) = endpoint else { return Ok(true) };
+    if endpoint.contains('@') {
+        return Err(Error::invalid("the endpoint holds a user name or password")
+            .hint("credentials come from the environment or the AWS profile"));
+    }
+    match endpoint.split_once("://") {
+        Some(("https", host)) if !host.is_empty() => Ok(true),
+        Some(("http", host)) if !host.is_empty() => Ok(false),
+        _ => Err(Error::invalid(format!("the endpoint \"{endpoint}\" is not a URL"))
+            .hint("it looks like https://s3.example.com, or http://127.0.0.1:9000")),
+    }
+}
+
+/// One client for the bucket and for whatever gives out credentials. Certificates are read when TLS is spoken first.
+fn http_client(ca_file: Option<&Path>) -> Result<SharedHttpClient> {
+    let mut trusted = TrustStore::default();
+    if let Some(path) = ca_file {
+        trusted.add_pem_certificate(std::fs::read(path).map_err(|e| Error::io("read the certificates in", path, e))?);
+    }
+    let context = TlsContext::builder().with_trust_store(trusted).build();
+    let context = context.map_err(|e| Error::invalid("the certificates are of no use").source(e))?;
+    Ok(Builder::new().build_with_connector_fn(move |settings, components| {
+        let mut connector = Connector::builder()
+            .tls_provider(Provider::Rustls(CryptoMode::Ring))
+            .tls_context(context.clone())
+            .proxy_config(ProxyConfig::from_env());
+        connector.set_connector_settings(settings.cloned());
+        connector.set_sleep_impl(components.and_then(|c| c.sleep_impl()));
+        connector.build()
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_not_printed() {
+        let keys = Keys { id: "AKIA".into(), secret: "hidden".into(), session_token: Some("hidden".into()) };
+        assert_eq!(format!("{keys:?}"), "Keys { .. }");
+        let mut options = S3Options::new("b", "p");
+        options.keys = Some(keys);
+        assert!(!format!("{options:?}").contains("hidden"));
+    }
+
+    #[test]
+    fn an_endpoint_is_a_url_without_secrets() {
+        assert!(check_endpoint(None).unwrap());
+        assert!(check_endpoint(Some("https://s3.example.com")).unwrap());
+        assert!(!check_endpoint(Some("http://127.0.0.1:9000")).unwrap());
+        for bad in ["s3.example.com", "https://", "ftp://x"] {
+            assert!(check_endpoint(Some(bad)).is_err(), "{bad}");
+        }
+        assert!(!check_endpoint(Some("https://me:hidden@host")).unwrap_err().to_string().contains("hidden"));
+    }
+}

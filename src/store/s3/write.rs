@@ -1,0 +1,88 @@
+//! Whole objects, put if absent, and whose object it is that was found there.
+
+use std::{collections::HashMap, sync::Arc};
+
+use aws_sdk_s3::{
+    primitives::ByteStream,
+    types::{ServerSideEncryption, StorageClass},
+};
+use bytes::Bytes;
+
+use super::{Bucket, Call, Encryption};
+use crate::{
+    error::{Error, Result},
+    store::Put,
+};
+
+/// The metadata that names the write an object was made by.
+const IDENTITY: &str = "walden-write";
+
+/// The metadata of an object that the write `identity` makes.
+pub(super) fn metadata(identity: &str) -> Option<HashMap<String, String>> {
+    Some(HashMap::from([(IDENTITY.to_owned(), identity.to_owned())]))
+}
+
+impl Bucket {
+    pub(super) fn storage_class(&self) -> Option<StorageClass> {
+        self.options.storage_class.as_deref().map(StorageClass::from)
+    }
+
+    /// What the headers for server-side encryption say: the way, and the key.
+    pub(super) fn encryption(&self) -> (Option<ServerSideEncryption>, Option<String>) {
+        match &self.options.encryption {
+            Encryption::Bucket => (None, None),
+            Encryption::Aes256 => (Some(ServerSideEncryption::Aes256), None),
+            Encryption::Kms(key) => (Some(ServerSideEncryption::AwsKms), key.clone()),
+        }
+    }
+}
+
+/// Writes an object in one request. `identity` is this write's own name, the same in every attempt.
+pub(super) async fn put(bucket: &Arc<Bucket>, name: &str, bytes: Bytes, identity: String) -> Result<Put> {
+    let call = bucket.call("put", name);
+    call.persist(bytes.len(), |_| async {
+        let (encryption, kms_key) = bucket.encryption();
+        let request = bucket
+            .client()
+            .put_object()
+            .bucket(&bucket.options.bucket)
+            .key(bucket.object(name))
+            .if_none_match("*")
+            .set_metadata(metadata(&identity))
+            .set_storage_class(bucket.storage_class())
+            .set_server_side_encryption(encryption)
+            .set_ssekms_key_id(kms_key)
+            .body(ByteStream::from(bytes.clone()));
+        let sent = if bucket.unsigned_payload {
+            request.customize().disable_payload_signing().send().await
+        } else {
+            request.send().await
+        };
+        match sent.map_err(|e| call.failure(e)) {
+            Ok(_) => Ok(Put::Created),
+            // Also after the first attempt: a proxy in between may have made a second one of it.
+            Err(failure) if failure.status == 412 => match call.whose(&identity).await? {
+                Some(put) => Ok(put),
+                None => Err(call.error(Error::unavailable("the object was there, and is gone"))),
+            },
+            Err(failure) => Err(failure.error),
+        }
+    })
+    .await
+}
+
+impl Call {
+    /// Whether the object that is there was made by the write `identity`; `None` when none is there.
+    pub(super) async fn whose(&self, identity: &str) -> Result<Option<Put>> {
+        let bucket = &self.bucket;
+        let request = bucket.client().head_object().bucket(&bucket.options.bucket).key(bucket.object(&self.name));
+        match request.send().await.map_err(|e| self.failure(e)) {
+            Ok(object) => {
+                let ours = object.metadata().and_then(|m| m.get(IDENTITY)).is_some_and(|i| i == identity);
+                Ok(Some(if ours { Put::Created } else { Put::Exists }))
+            }
+            Err(failure) if failure.status == 404 => Ok(None),
+            Err(failure) => Err(failure.error),
+        }
+    }
+}
