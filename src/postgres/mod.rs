@@ -19,11 +19,15 @@ macro_rules! text_in_json {
 
 pub(crate) use text_in_json;
 
+pub mod control;
+pub mod datadir;
 pub mod history;
 pub mod lsn;
+pub mod relation;
 pub mod segment;
 pub mod version;
 
+pub use control::ControlFile;
 pub use history::{HistoryEntry, TimelineHistory};
 pub use lsn::Lsn;
 pub use segment::{SegmentName, SegmentSize, WalFile};
