@@ -29,6 +29,10 @@ impl<'a> Fields<'a> {
         Some(*taken)
     }
 
+    pub(super) fn u8(&mut self) -> Option<u8> {
+        self.array::<1>().map(|[byte]| byte)
+    }
+
     pub(super) fn u16(&mut self) -> Option<u16> {
         self.array().map(u16::from_le_bytes)
     }
@@ -37,7 +41,28 @@ impl<'a> Fields<'a> {
         self.array().map(u32::from_le_bytes)
     }
 
+    pub(super) fn i32(&mut self) -> Option<i32> {
+        self.array().map(i32::from_le_bytes)
+    }
+
     pub(super) fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
+    }
+
+    pub(super) fn i64(&mut self) -> Option<i64> {
+        self.array().map(i64::from_le_bytes)
+    }
+
+    /// A count (a C `int`, never negative in sound data).
+    pub(super) fn count(&mut self) -> Option<usize> {
+        self.i32().and_then(|n| usize::try_from(n).ok())
+    }
+
+    /// A C string: the bytes before the first zero, or all that is left when there is none.
+    pub(super) fn text(&mut self) -> String {
+        let end = self.0.iter().position(|byte| *byte == 0).unwrap_or(self.0.len());
+        let text = String::from_utf8_lossy(&self.0[..end]).into_owned();
+        self.0 = self.0.get(end + 1..).unwrap_or_default();
+        text
     }
 }

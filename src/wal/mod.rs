@@ -1,9 +1,18 @@
 //! Reads WAL out of segments (PostgreSQL 14 to 19): pages, records, and what they say. Pure: bytes in, facts
 //! out, no I/O, no panic whatever the bytes, and memory that does not grow with the segment.
+//!
+//! [`check`] judges one segment before it is archived. [`Reader`] walks the records of consecutive segments and
+//! tells their [`Fact`]s.
 
 pub mod check;
+pub mod fact;
 mod fields;
 pub mod page;
+pub mod reader;
+pub mod record;
 
 pub use check::{SegmentCheck, SegmentEnd, SegmentFacts, check_segment};
+pub use fact::{Checkpoint, Fact, Parameters, Prepared, TransactionEnd, WalLevel, widen_xid};
 pub use page::{PageHeader, SegmentHeader};
+pub use reader::{End, Reader, Records};
+pub use record::Record;
