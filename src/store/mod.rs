@@ -3,7 +3,10 @@
 //! [`Store`] is the contract; `tests/store_conformance.rs` holds every store to it.
 
 pub mod bridge;
+pub mod check_then_put;
 pub mod dir;
+pub mod faulty;
+pub mod probe;
 pub mod retry;
 pub mod s3;
 

@@ -70,6 +70,9 @@ pub struct S3Options {
     /// Bodies go unsigned, with a checksum only. By default they do over TLS, which protects them itself:
     /// signing means a SHA-256 over every byte.
     pub unsigned_payload: Option<bool>,
+    /// Writes carry the condition that makes them put-if-absent. Without it this store must only be used through
+    /// [`CheckThenPut`](super::check_then_put::CheckThenPut).
+    pub conditional_writes: bool,
     /// How long a connection may take to be made.
     pub connect_timeout: Duration,
     /// How long to try.
@@ -91,6 +94,7 @@ impl S3Options {
             keys: None,
             ca_file: None,
             unsigned_payload: None,
+            conditional_writes: true,
             connect_timeout: Duration::from_secs(5),
             patience: Patience::default(),
         }

@@ -14,7 +14,7 @@ use tokio::{runtime::Handle, task::JoinSet};
 
 use super::{Bucket, write};
 use crate::{
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     store::{Answer, Put, Upload},
 };
 
@@ -188,7 +188,7 @@ impl Open {
                     .bucket(&bucket.options.bucket)
                     .key(bucket.object(&self.name))
                     .upload_id(&self.id)
-                    .if_none_match("*")
+                    .set_if_none_match(bucket.condition())
                     .multipart_upload(parts.clone());
                 match request.send().await.map_err(|e| call.failure(e)) {
                     Ok(_) => Ok(Put::Created),
@@ -270,10 +270,7 @@ async fn abort(bucket: &Arc<Bucket>, name: &str, id: &str) -> Result<()> {
             Err(failure) => Err(failure.error),
         }
     });
-    match aborted.await {
-        Err(error) if error.kind() == Kind::NotFound => Ok(()),
-        other => other,
-    }
+    aborted.await
 }
 
 #[cfg(test)]

@@ -23,6 +23,11 @@ pub(super) fn metadata(identity: &str) -> Option<HashMap<String, String>> {
 }
 
 impl Bucket {
+    /// The condition that nothing is there yet.
+    pub(super) fn condition(&self) -> Option<String> {
+        self.options.conditional_writes.then(|| "*".to_owned())
+    }
+
     pub(super) fn storage_class(&self) -> Option<StorageClass> {
         self.options.storage_class.as_deref().map(StorageClass::from)
     }
@@ -47,7 +52,7 @@ pub(super) async fn put(bucket: &Arc<Bucket>, name: &str, bytes: Bytes, identity
             .put_object()
             .bucket(&bucket.options.bucket)
             .key(bucket.object(name))
-            .if_none_match("*")
+            .set_if_none_match(bucket.condition())
             .set_metadata(metadata(&identity))
             .set_storage_class(bucket.storage_class())
             .set_server_side_encryption(encryption)

@@ -32,6 +32,8 @@ pub enum What {
     LoseAnswer,
     /// Half the body of the answer arrives, and then the connection is closed.
     CutBody,
+    /// Half the body of the answer arrives, and then nothing more.
+    StallBody,
     /// One bit in the middle of the body of the answer is flipped.
     FlipBit,
     /// The request is carried out after this time.
@@ -139,10 +141,11 @@ impl Faulty {
                 self.serve(request).await?.into_body().collect().await?;
                 Err("the answer is lost".into())
             }
-            Some(What::CutBody) => {
+            Some(what @ (What::CutBody | What::StallBody)) => {
                 let (head, bytes) = whole(self.serve(request).await?).await?;
-                let half = bytes.slice(..bytes.len() / 2);
-                Ok(Response::from_parts(head, UnsyncBoxBody::new(Cut { half: Some(half), length: bytes.len() as u64 })))
+                let stalls = matches!(what, What::StallBody);
+                let half = Half { half: Some(bytes.slice(..bytes.len() / 2)), length: bytes.len() as u64, stalls };
+                Ok(Response::from_parts(head, UnsyncBoxBody::new(half)))
             }
             Some(What::FlipBit) => {
                 let (head, bytes) = whole(self.serve(request).await?).await?;
@@ -229,21 +232,23 @@ fn full(bytes: Bytes) -> UnsyncBoxBody<Bytes, s3s::StdError> {
     Full::new(bytes).map_err(|never: Infallible| match never {}).boxed_unsync()
 }
 
-/// A body that promises `length` bytes, and breaks off after half of them.
-struct Cut {
+/// A body that promises `length` bytes, and breaks off or stalls after half of them.
+struct Half {
     half: Option<Bytes>,
     length: u64,
+    stalls: bool,
 }
 
-impl http_body::Body for Cut {
+impl http_body::Body for Half {
     type Data = Bytes;
     type Error = s3s::StdError;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Poll::Ready(Some(match self.half.take() {
-            Some(half) => Ok(Frame::data(half)),
-            None => Err("the connection broke".into()),
-        }))
+        match self.half.take() {
+            Some(half) => Poll::Ready(Some(Ok(Frame::data(half)))),
+            None if self.stalls => Poll::Pending,
+            None => Poll::Ready(Some(Err("the connection broke".into()))),
+        }
     }
 
     fn size_hint(&self) -> http_body::SizeHint {

@@ -1,0 +1,118 @@
+//! A store that fails where a test wants it to, over a real one. A test runs some work with trouble at call 0, then
+//! at call 1 and so on, until the work no longer reaches the trouble, and looks each time at what is left.
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+
+use super::{Answer, Download, Key, Listed, Put, Store, Upload};
+use crate::error::{Error, Result};
+
+/// What befalls a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// It fails, and nothing is done.
+    Fail,
+    /// It is carried out, and then reported as failed.
+    LoseAnswer,
+    /// It and every later one fail, as if the process had been killed.
+    Die,
+}
+
+/// A store with trouble at one of its calls. They are counted from 0; the end of an upload is a call of its own.
+#[derive(Debug)]
+pub struct Faulty {
+    inner: Arc<dyn Store>,
+    trouble: Arc<Counted>,
+}
+
+#[derive(Debug)]
+struct Counted {
+    calls: AtomicUsize,
+    at: usize,
+    trouble: Trouble,
+}
+
+impl Counted {
+    fn next(&self) -> Option<Trouble> {
+        let call = self.calls.fetch_add(1, Ordering::Relaxed);
+        (call == self.at || (call > self.at && self.trouble == Trouble::Die)).then_some(self.trouble)
+    }
+
+    async fn over<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let lost = || Error::unavailable("the test wants this call to fail");
+        match self.next() {
+            None => work.await,
+            Some(Trouble::LoseAnswer) => work.await.and(Err(lost())),
+            Some(Trouble::Fail | Trouble::Die) => Err(lost()),
+        }
+    }
+}
+
+impl Faulty {
+    /// The same store, with this trouble at call number `at`.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Store>, at: usize, trouble: Trouble) -> Self {
+        Self { inner, trouble: Arc::new(Counted { calls: AtomicUsize::new(0), at, trouble }) }
+    }
+
+    /// Whether the trouble was met.
+    #[must_use]
+    pub fn met(&self) -> bool {
+        self.trouble.calls.load(Ordering::Relaxed) > self.trouble.at
+    }
+}
+
+impl Store for Faulty {
+    fn url(&self) -> String {
+        self.inner.url()
+    }
+
+    fn put<'a>(&'a self, key: &'a Key, bytes: Bytes) -> Answer<'a, Put> {
+        Box::pin(self.trouble.over(self.inner.put(key, bytes)))
+    }
+
+    fn upload<'a>(&'a self, key: &'a Key) -> Answer<'a, Box<dyn Upload>> {
+        Box::pin(async move {
+            let upload = self.trouble.over(self.inner.upload(key)).await?;
+            Ok(Box::new(FaultyUpload { upload, trouble: Arc::clone(&self.trouble) }) as Box<dyn Upload>)
+        })
+    }
+
+    fn get<'a>(&'a self, key: &'a Key, range: Option<Range<u64>>) -> Answer<'a, Download> {
+        Box::pin(self.trouble.over(self.inner.get(key, range)))
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str, after: Option<&'a Key>, limit: usize) -> Answer<'a, Vec<Listed>> {
+        Box::pin(self.trouble.over(self.inner.list(prefix, after, limit)))
+    }
+
+    fn folders<'a>(&'a self, prefix: &'a str) -> Answer<'a, Vec<String>> {
+        Box::pin(self.trouble.over(self.inner.folders(prefix)))
+    }
+
+    fn delete<'a>(&'a self, key: &'a Key) -> Answer<'a, ()> {
+        Box::pin(self.trouble.over(self.inner.delete(key)))
+    }
+}
+
+struct FaultyUpload {
+    upload: Box<dyn Upload>,
+    trouble: Arc<Counted>,
+}
+
+impl Upload for FaultyUpload {
+    fn write(&mut self, bytes: Bytes) -> Answer<'_, ()> {
+        self.upload.write(bytes)
+    }
+
+    fn finish(self: Box<Self>) -> Answer<'static, Put> {
+        Box::pin(async move { self.trouble.over(self.upload.finish()).await })
+    }
+}
