@@ -39,8 +39,8 @@ pub fn duration(length: Duration) -> String {
     };
     match seconds {
         0 => format!("{} ms", length.as_millis()),
-        1..10 => format!("{:.1} s", length.as_secs_f64().min(9.9)),
-        10..60 => format!("{seconds} s"),
+        1..10 if length.subsec_millis() >= 50 => format!("{:.1} s", length.as_secs_f64().min(9.9)),
+        1..60 => format!("{seconds} s"),
         60..3600 => pair(seconds / 60, "min", seconds % 60, "s"),
         3600..86400 => pair(seconds / 3600, "h", seconds % 3600 / 60, "min"),
         _ => pair(seconds / 86400, "d", seconds % 86400 / 3600, "h"),
@@ -130,6 +130,7 @@ mod tests {
         for (millis, text) in [
             (340, "340 ms"),
             (4200, "4.2 s"),
+            (5000, "5 s"),
             (9999, "9.9 s"),
             (42_000, "42 s"),
             (125_000, "2 min 5 s"),

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`error`], [`clock`] | the one error type; time and randomness as they come in. Everyone may use them |
 //! | [`human`], [`progress`], [`interrupt`] | sizes and times in words; how work tells how far it is; how it hears the wish to stop |
+//! | [`config`] | walden.toml, the environment, flags: one typed value in which every error names file, key and mend |
 //! | [`cli`] | arguments in, calls down, words and tables out. No logic |
 //! | [`postgres`] | what PostgreSQL is: LSNs, segment names, timelines, the control file. Knows nothing of repositories |
 //! | [`store`] | objects in a directory or a bucket: put-if-absent, get, list, delete. Knows no PostgreSQL |
@@ -16,6 +17,7 @@
 
 pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod error;
 pub mod human;
 pub mod interrupt;

@@ -5,6 +5,7 @@
 //! [`Context`]; what its end means as an exit status is settled in [`exit`]. An error is returned, and told once, here.
 
 mod completions;
+mod config;
 mod context;
 pub mod exit;
 mod man;
@@ -102,6 +103,8 @@ pub enum Color {
 /// What can be asked of Walden, in the order of the help.
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show the configuration that holds and where each value came from
+    Config(config::Args),
     /// Print a shell's completion script
     Completions(completions::Args),
     /// Write the manual pages
@@ -110,6 +113,7 @@ enum Command {
 
 async fn dispatch(command: Command, context: &Context) -> Result<End> {
     match command {
+        Command::Config(args) => config::run(&args, context),
         Command::Completions(args) => completions::run(&args, context),
         Command::Man(args) => man::run(&args, context),
     }

@@ -1,0 +1,132 @@
+//! A connection string that shows itself without its secrets.
+
+use std::fmt;
+
+/// A libpq connection string or URI. Shown (and debugged) with every secret hidden.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Connection(String);
+
+/// What stands in place of a secret.
+const HIDDEN: &str = "********";
+
+impl Connection {
+    /// That text.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The whole text, secrets included: for whoever connects, never for a message.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = match self.0.split_once("://") {
+            Some((scheme, rest)) if !scheme.contains(['=', ' ']) => Some(hide_in_uri(scheme, rest)),
+            _ => hide_in_pairs(&self.0),
+        };
+        // What can't be understood may hold a secret anywhere.
+        f.write_str(shown.as_deref().unwrap_or(HIDDEN))
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connection({self})")
+    }
+}
+
+fn is_secret(parameter: &str) -> bool {
+    let parameter = parameter.to_ascii_lowercase();
+    ["password", "secret", "token"].iter().any(|word| parameter.contains(word))
+}
+
+/// `user:password@host/db?sslpassword=x`: the password begins at the first colon before the last `@`, so that an
+/// unescaped `@` in it is hidden too.
+fn hide_in_uri(scheme: &str, rest: &str) -> String {
+    let (place, query) = rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
+    // An unescaped ? or / in a password cuts it in two; the whole is hidden up to the last @.
+    let (place, query) = match query {
+        Some(query) if !place.contains('@') && query.contains('@') => (rest, None),
+        _ => (place, query),
+    };
+    let place = match place.rsplit_once('@') {
+        Some((who, host)) => match who.split_once(':') {
+            Some((user, _)) => format!("{user}:{HIDDEN}@{host}"),
+            None => place.into(),
+        },
+        None => place.into(),
+    };
+    let query = query.map(|query| {
+        let pairs = query.split('&').map(|pair| match pair.split_once('=') {
+            Some((name, _)) if is_secret(name) || name.contains('%') => format!("{name}={HIDDEN}"),
+            _ => pair.into(),
+        });
+        format!("?{}", pairs.collect::<Vec<_>>().join("&"))
+    });
+    format!("{scheme}://{place}{}", query.unwrap_or_default())
+}
+
+/// `name = value` pairs as in libpq's conninfo_parse (fe-connect.c): a value ends at a blank, or stands in single
+/// quotes; a backslash takes the next character as it is. `None` when the text is not of that form.
+fn hide_in_pairs(text: &str) -> Option<String> {
+    let mut shown: Vec<String> = Vec::new();
+    let mut rest = text.trim_start();
+    while !rest.is_empty() {
+        let (name, after) = rest.split_once('=')?;
+        let name = name.trim_end();
+        if name.is_empty() || name.contains(char::is_whitespace) {
+            return None;
+        }
+        let after = after.trim_start();
+        let length = value_length(after)?;
+        let value = if is_secret(name) { HIDDEN } else { &after[..length] };
+        shown.push(format!("{name}={value}"));
+        rest = after[length..].trim_start();
+    }
+    Some(shown.join(" "))
+}
+
+fn value_length(text: &str) -> Option<usize> {
+    let quoted = text.starts_with('\'');
+    let mut characters = text.char_indices().skip(usize::from(quoted));
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '\\' => _ = characters.next(),
+            '\'' if quoted => return Some(at + 1),
+            c if !quoted && c.is_whitespace() => return Some(at),
+            _ => {}
+        }
+    }
+    (!quoted).then_some(text.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_hidden_wherever_it_stands() {
+        for (text, shown) in [
+            ("host=/tmp dbname=postgres", "host=/tmp dbname=postgres"),
+            ("host=h password=hush user=u", "host=h password=******** user=u"),
+            ("password = 'hu sh\\' x' user=u", "password=******** user=u"),
+            ("PASSWORD=hu\\ sh sslpassword=hush", "PASSWORD=******** sslpassword=********"),
+            ("postgresql://u:hush@h:5432/db?sslmode=require", "postgresql://u:********@h:5432/db?sslmode=require"),
+            ("postgres://u:hu@sh@h/db", "postgres://u:********@h/db"),
+            ("postgres://u:hu?sh@h/db", "postgres://u:********@h/db"),
+            ("postgres://h/db?user=u&password=hush", "postgres://h/db?user=u&password=********"),
+            ("host=h password='hush", "********"),
+            ("hush", "********"),
+        ] {
+            let connection = Connection::new(text);
+            assert_eq!(connection.to_string(), shown);
+            assert!(!format!("{connection:?}").contains("hush"), "{text}");
+            assert_eq!(connection.reveal(), text);
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Every key there is: its name, what it takes, its default, what it is for. Parsing, the names in the environment,
+//! the hints for mistyped keys, `walden config` and docs/CONFIGURATION.md are all made from this one table.
+
+use super::value::Kind;
+
+/// A key of `walden.toml`.
+#[derive(Debug)]
+pub struct Key {
+    /// The table it stands in. `cluster` has one table a cluster: `[cluster.NAME]`.
+    pub table: &'static str,
+    /// Its name in that table.
+    pub name: &'static str,
+    /// What it takes.
+    pub kind: Kind,
+    /// What holds when it is not given.
+    pub default: Fallback,
+    /// What it is for.
+    pub doc: &'static str,
+}
+
+/// What holds when a key is not given.
+#[derive(Clone, Copy, Debug)]
+pub enum Fallback {
+    /// Nothing: the feature is off, or whoever needs it says that it is missing.
+    Nothing,
+    /// This value, as it would be written in the environment.
+    Is(&'static str),
+    /// The number of processors, at most 8.
+    Processors,
+}
+
+use self::Fallback::{Is, Nothing, Processors};
+
+const fn key(table: &'static str, name: &'static str, kind: Kind, default: Fallback, doc: &'static str) -> Key {
+    Key { table, name, kind, default, doc }
+}
+
+/// Table by table, in the order of the documentation.
+pub static KEYS: &[Key] = &[
+    key(
+        "repository",
+        "url",
+        Kind::Url,
+        Nothing,
+        "Where everything is stored: `s3://bucket/prefix` or `file:///path`. Needed.",
+    ),
+    key(
+        "repository",
+        "region",
+        Kind::Text,
+        Nothing,
+        "The bucket's region; without it the AWS settings of the user hold, then `us-east-1`.",
+    ),
+    key(
+        "repository",
+        "endpoint",
+        Kind::Endpoint,
+        Nothing,
+        "The S3 server's address, such as `https://s3.example.com:9000`; without it Amazon's.",
+    ),
+    key(
+        "repository",
+        "path_style",
+        Kind::Switch,
+        Is("false"),
+        "Put the bucket into the path instead of the host name; most servers other than Amazon's need it.",
+    ),
+    key(
+        "repository",
+        "storage_class",
+        Kind::Text,
+        Nothing,
+        "The storage class of new objects, such as `STANDARD_IA`. Classes that must be restored before reading make recovery fail.",
+    ),
+    key(
+        "repository",
+        "sse",
+        Kind::Choice(&["AES256", "aws:kms"]),
+        Nothing,
+        "Encryption by the server, asked for with every new object.",
+    ),
+    key(
+        "repository",
+        "sse_kms_key_id",
+        Kind::Text,
+        Nothing,
+        "The KMS key for `sse = \"aws:kms\"`; without it the bucket's.",
+    ),
+    key(
+        "repository",
+        "conditional_writes",
+        Kind::Choice(&["required", "check-then-put"]),
+        Is("required"),
+        "`check-then-put` accepts a store that ignores put-if-absent: two servers that archive under one name at the same moment could then overwrite each other.",
+    ),
+    key(
+        "repository",
+        "ca_file",
+        Kind::Path,
+        Nothing,
+        "Certificates (PEM) to trust besides the system's, for a server of your own.",
+    ),
+    key("repository", "connect_timeout", Kind::Time, Is("5s"), "How long connecting may take."),
+    key(
+        "repository",
+        "request_timeout",
+        Kind::Time,
+        Is("20s"),
+        "How long one request may take before it is tried again; large bodies are given more.",
+    ),
+    key(
+        "repository",
+        "deadline",
+        Kind::Time,
+        Is("60s"),
+        "How long one request is tried again before it counts as unreachable.",
+    ),
+    key("cluster", "pgdata", Kind::Path, Nothing, "The data directory."),
+    key(
+        "cluster",
+        "connection",
+        Kind::Connection,
+        Nothing,
+        "How to connect: a libpq connection string or URI. Passwords are better kept in a password file.",
+    ),
+    key(
+        "cluster",
+        "incarnation",
+        Kind::Whole(1, 4_294_967_295),
+        Is("1"),
+        "Which incarnation of the system archives here; `walden init --new-incarnation` writes it.",
+    ),
+    key("archive", "compression", Kind::Compression, Is("zstd:1"), "How WAL is compressed: `zstd:LEVEL`, 1 to 19."),
+    key(
+        "archive",
+        "parallel",
+        Kind::Whole(1, 64),
+        Is("4"),
+        "How many segments that are ready one push takes along at a time.",
+    ),
+    key(
+        "archive",
+        "timeout",
+        Kind::Time,
+        Is("60s"),
+        "How long one push or fetch may take before it asks PostgreSQL to try again.",
+    ),
+    key(
+        "archive",
+        "state_dir",
+        Kind::Path,
+        Nothing,
+        "Where to remember what was shipped ahead; without it nothing is shipped ahead.",
+    ),
+    key("backup", "compression", Kind::Compression, Is("zstd:1"), "How parts are compressed: `zstd:LEVEL`, 1 to 19."),
+    key("backup", "parallel", Kind::Whole(1, 64), Processors, "How many files are read and sealed at a time."),
+    key("backup", "rate_limit", Kind::Size, Nothing, "The most bytes a second to read from the data directory."),
+    key(
+        "backup",
+        "exclude",
+        Kind::List,
+        Nothing,
+        "Files and directories to leave out, relative to the data directory, besides what PostgreSQL leaves out itself.",
+    ),
+    key(
+        "backup",
+        "files",
+        Kind::List,
+        Nothing,
+        "Files outside the data directory to save along, such as `/etc/postgresql/17/main/postgresql.conf`.",
+    ),
+    key("restore", "parallel", Kind::Whole(1, 64), Processors, "How many files are fetched and written at a time."),
+    key(
+        "restore",
+        "promote_despite_doubt",
+        Kind::Switch,
+        Is("false"),
+        "Let a standby that is being promoted end recovery though a segment could not be read. Data may be missing.",
+    ),
+];
+
+/// Tables that belong to a later version. They are refused rather than ignored: whoever wrote them counts on them.
+pub const LATER: [&str; 4] = ["encryption", "keep", "schedule", "notify"];
+
+/// The tables there are, in order.
+pub fn tables() -> impl Iterator<Item = &'static str> {
+    let mut last = "";
+    KEYS.iter().map(|key| key.table).filter(move |table| std::mem::replace(&mut last, table) != *table)
+}
+
+/// The key of that name in that table.
+pub fn find(table: &str, name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.table == table && key.name == name)
+}
+
+/// The known name that is most like a mistyped one, if any comes close.
+pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let likeness = |name: &str| strsim::normalized_damerau_levenshtein(&typed.to_lowercase(), &name.to_lowercase());
+    let by_likeness = known.into_iter().map(|name| (likeness(name), name));
+    by_likeness.filter(|(likeness, _)| *likeness >= 0.5).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_name_is_found_and_a_strange_one_has_none() {
+        let names = || KEYS.iter().filter(|k| k.table == "repository").map(|k| k.name);
+        assert_eq!(nearest("endpont", names()), Some("endpoint"));
+        assert_eq!(nearest("URL", names()), Some("url"));
+        assert_eq!(nearest("pathstyle", names()), Some("path_style"));
+        assert_eq!(nearest("wibble", names()), None);
+    }
+
+    #[test]
+    fn tables_come_once_each() {
+        assert_eq!(tables().collect::<Vec<_>>(), ["repository", "cluster", "archive", "backup", "restore"]);
+    }
+}

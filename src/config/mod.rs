@@ -1,0 +1,282 @@
+//! The configuration: `walden.toml`, the environment above it, flags above both, as one typed value in which every
+//! setting remembers where it came from.
+//!
+//! It is strict: an unknown key, a value of the wrong kind or a table of a later version is an error that names file,
+//! line, key and mend. A setting that was misread in silence would come to light in a recovery.
+
+mod connection;
+mod environment;
+mod file;
+mod keys;
+mod layers;
+mod reference;
+mod store;
+mod url;
+mod value;
+
+use std::{
+    ffi::OsString,
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use self::{
+    connection::Connection,
+    file::{Lookup, SYSTEM},
+    reference::{first_file, reference},
+    store::{create_store, open_store},
+    url::RepositoryUrl,
+    value::Value,
+};
+use self::{layers::Layers, value::Raw};
+use crate::{
+    error::{Error, Result},
+    repository::ClusterName,
+};
+
+/// The whole configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file that was read, by its absolute path.
+    pub file: Option<PathBuf>,
+    /// `[archive]`.
+    pub archive: ArchiveConfig,
+    /// `[backup]`.
+    pub backup: BackupConfig,
+    /// `[restore]`.
+    pub restore: RestoreConfig,
+    repository: Option<RepositoryConfig>,
+    clusters: Vec<ClusterConfig>,
+    settings: Vec<Setting>,
+}
+
+/// `[repository]`: where everything is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RepositoryConfig {
+    /// The address.
+    pub url: RepositoryUrl,
+    /// The bucket's region.
+    pub region: Option<String>,
+    /// The S3 server's address, when it is not Amazon's.
+    pub endpoint: Option<String>,
+    /// Whether the bucket stands in the path instead of the host name.
+    pub path_style: bool,
+    /// The storage class of new objects.
+    pub storage_class: Option<String>,
+    /// Encryption by the server: `AES256` or `aws:kms`.
+    pub sse: Option<String>,
+    /// The KMS key for it.
+    pub sse_kms_key_id: Option<String>,
+    /// Whether the user accepted a store that does not honour put-if-absent.
+    pub check_then_put: bool,
+    /// Certificates to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
+    /// How long connecting may take.
+    pub connect_timeout: Duration,
+    /// How long one request may take before it is tried again.
+    pub request_timeout: Duration,
+    /// How long one request is tried again.
+    pub deadline: Duration,
+}
+
+/// `[cluster.NAME]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterConfig {
+    /// Its name.
+    pub name: ClusterName,
+    /// Which incarnation of the system archives here.
+    pub incarnation: u32,
+    pgdata: Option<PathBuf>,
+    connection: Option<Connection>,
+}
+
+/// `[archive]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArchiveConfig {
+    /// The level of zstd.
+    pub compression: i32,
+    /// How many segments one push takes along at a time.
+    pub parallel: usize,
+    /// How long one push or fetch may take.
+    pub timeout: Duration,
+    /// Where to remember what was shipped ahead.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// `[backup]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackupConfig {
+    /// The level of zstd.
+    pub compression: i32,
+    /// How many files are read at a time.
+    pub parallel: usize,
+    /// The most bytes a second to read.
+    pub rate_limit: Option<u64>,
+    /// What to leave out, relative to the data directory.
+    pub exclude: Vec<String>,
+    /// Files outside the data directory to save along.
+    pub files: Vec<String>,
+}
+
+/// `[restore]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestoreConfig {
+    /// How many files are written at a time.
+    pub parallel: usize,
+    /// Whether a standby that is being promoted may end recovery though a segment could not be read.
+    pub promote_despite_doubt: bool,
+}
+
+/// One effective value and where it came from.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// Its path, such as `cluster.main.pgdata`.
+    pub path: String,
+    /// The value.
+    pub value: Value,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// That line of that file.
+    File(PathBuf, usize),
+    /// That variable.
+    Environment(String),
+    /// That flag.
+    Flag(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(path, line) => write!(f, "{}:{line}", path.display()),
+            Self::Environment(variable) => write!(f, "${variable}"),
+            Self::Flag(flag) => f.write_str(flag),
+        }
+    }
+}
+
+/// A key that a flag sets, above everything else.
+#[derive(Clone, Debug)]
+pub struct Override {
+    /// The flag, such as `--pgdata`.
+    pub flag: &'static str,
+    /// The table of the key; `cluster` needs a cluster.
+    pub table: &'static str,
+    /// The cluster whose key it is.
+    pub cluster: Option<ClusterName>,
+    /// The key.
+    pub name: &'static str,
+    /// What was written.
+    pub value: String,
+}
+
+impl Config {
+    /// Reads the file and this process's environment.
+    pub fn load(lookup: &Lookup, overrides: &[Override]) -> Result<Self> {
+        let file = lookup.find(std::env::var_os("WALDEN_CONFIG").as_ref())?;
+        Self::of(file, std::env::vars_os(), overrides)
+    }
+
+    /// The configuration that this file (path and text), these variables and these flags make.
+    pub fn of(
+        file: Option<(PathBuf, String)>,
+        variables: impl Iterator<Item = (OsString, OsString)>,
+        overrides: &[Override],
+    ) -> Result<Self> {
+        let mut layers = Layers::default();
+        if let Some((path, text)) = &file {
+            layers.file(path, text)?;
+        }
+        layers.environment(variables)?;
+        for flag in overrides {
+            let key = keys::find(flag.table, flag.name)
+                .ok_or_else(|| Error::internal(format!("{} sets an unknown key", flag.flag)))?;
+            layers.set(key, flag.cluster.as_ref(), Raw::Plain(flag.value.clone()), Origin::Flag(flag.flag))?;
+        }
+        layers.defaults()?;
+        Ok(layers.typed(file.map(|(path, _)| path)))
+    }
+
+    /// The repository; an error that tells how to name one when there is none.
+    pub fn repository(&self) -> Result<&RepositoryConfig> {
+        self.repository.as_ref().ok_or_else(|| {
+            Error::invalid("no repository is configured").hint(format!(
+                "set url under [repository] in {}, or WALDEN_REPOSITORY_URL",
+                self.file_or_system().display()
+            ))
+        })
+    }
+
+    /// The cluster of that name, or the only one there is. When none at all is configured any name will do: somebody
+    /// recovers on a new host.
+    pub fn cluster(&self, name: Option<&str>) -> Result<ClusterConfig> {
+        let names = || self.clusters.iter().map(|cluster| cluster.name.as_str());
+        match (name, self.clusters.as_slice()) {
+            (None, [one]) => Ok(one.clone()),
+            (None, []) => Err(Error::invalid("no cluster is configured").hint(format!(
+                "add [cluster.NAME] with pgdata to {}, or name one with --cluster",
+                self.file_or_system().display()
+            ))),
+            (None, _) => Err(Error::invalid("several clusters are configured")
+                .hint(format!("choose one with --cluster: {}", names().collect::<Vec<_>>().join(", ")))),
+            (Some(name), []) => {
+                Ok(ClusterConfig { name: name.parse()?, incarnation: 1, pgdata: None, connection: None })
+            }
+            (Some(name), clusters) => clusters.iter().find(|c| c.name.as_str() == name).cloned().ok_or_else(|| {
+                let error = Error::invalid(format!("no cluster \"{name}\" is configured"));
+                match keys::nearest(name, names()) {
+                    Some(nearest) => error.hint(format!("did you mean \"{nearest}\"?")),
+                    None => error.hint(format!("configured are {}", names().collect::<Vec<_>>().join(", "))),
+                }
+            }),
+        }
+    }
+
+    /// The clusters there are, by name.
+    #[must_use]
+    pub fn clusters(&self) -> &[ClusterConfig] {
+        &self.clusters
+    }
+
+    /// Every effective value, table by table, with where it came from.
+    #[must_use]
+    pub fn settings(&self) -> &[Setting] {
+        &self.settings
+    }
+
+    fn file_or_system(&self) -> &Path {
+        self.file.as_deref().unwrap_or(Path::new(SYSTEM))
+    }
+}
+
+impl ClusterConfig {
+    /// The data directory; an error that tells how to name it when it is not configured.
+    pub fn pgdata(&self) -> Result<&Path> {
+        self.pgdata.as_deref().ok_or_else(|| self.lacks("pgdata"))
+    }
+
+    /// How to connect; an error that tells how to say it when it is not configured.
+    pub fn connection(&self) -> Result<&Connection> {
+        self.connection.as_ref().ok_or_else(|| self.lacks("connection"))
+    }
+
+    fn lacks(&self, key: &str) -> Error {
+        let variable = keys::find("cluster", key).map(|key| environment::name(key, Some(self.name.as_str())));
+        Error::invalid(format!("cluster.{}.{key} is not configured", self.name)).hint(format!(
+            "set {key} under [cluster.{}] in walden.toml, or {}",
+            self.name,
+            variable.unwrap_or_default()
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests;

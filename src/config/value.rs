@@ -1,0 +1,238 @@
+//! What a key can hold: how each kind is read from TOML or from plain text, and how it is shown.
+
+use std::{fmt, time::Duration};
+
+use super::{connection::Connection, url::RepositoryUrl};
+use crate::human;
+
+/// What a key takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Any text that is not empty.
+    Text,
+    /// A repository's address.
+    Url,
+    /// The address of an S3 server.
+    Endpoint,
+    /// An absolute path.
+    Path,
+    /// A connection string, which may hold a password.
+    Connection,
+    /// `true` or `false`.
+    Switch,
+    /// A whole number from the first to the second, both included.
+    Whole(u64, u64),
+    /// A number of bytes.
+    Size,
+    /// A length of time, not zero.
+    Time,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// `zstd` or `zstd:LEVEL`.
+    Compression,
+    /// Several texts, none empty.
+    List,
+}
+
+/// What was written, before it is known to make sense.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Raw {
+    /// From the environment or a flag: text, whatever the kind.
+    Plain(String),
+    /// A TOML string.
+    Text(String),
+    /// A TOML integer, if it is not negative and fits.
+    Whole(Option<u64>),
+    /// A TOML boolean.
+    Switch(bool),
+    /// A TOML array of strings.
+    List(Vec<String>),
+    /// Anything else, by TOML's name for it.
+    Other(&'static str),
+}
+
+/// A value that makes sense for its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// A text, a path or one of several words.
+    Text(String),
+    /// A repository's address.
+    Url(RepositoryUrl),
+    /// A connection string.
+    Connection(Connection),
+    /// Yes or no.
+    Switch(bool),
+    /// A number, or the level of a compression.
+    Whole(u64),
+    /// Bytes.
+    Size(u64),
+    /// A length of time.
+    Time(Duration),
+    /// The level of zstd.
+    Compression(i32),
+    /// Several texts.
+    List(Vec<String>),
+}
+
+/// The levels of zstd that make sense: above 19 it needs more memory than Walden may take.
+const LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
+
+impl Kind {
+    /// What to write, for people.
+    #[must_use]
+    pub fn wanted(self) -> String {
+        match self {
+            Self::Text => "a text that is not empty".into(),
+            Self::Url => "s3://bucket/prefix or file:///absolute/path".into(),
+            Self::Endpoint => "http://host:port or https://host:port".into(),
+            Self::Path => "an absolute path".into(),
+            Self::Connection => "a connection string like \"host=/var/run/postgresql dbname=postgres\"".into(),
+            Self::Switch => "true or false".into(),
+            Self::Whole(from, to) => format!("a whole number from {from} to {to}"),
+            Self::Size => "a size like \"256MB\" (units: B, kB, MB, GB, TB)".into(),
+            Self::Time => "a length of time like \"60s\" (units: ms, s, min, h, d)".into(),
+            Self::Choice(words) => words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(" or "),
+            Self::Compression => format!("\"zstd:LEVEL\" with a level from {} to {}", LEVELS.start(), LEVELS.end()),
+            Self::List => "a list of texts like [\"a\", \"b\"]".into(),
+        }
+    }
+
+    /// Reads what was written, or says what is wrong with it. The answer never repeats a secret.
+    pub fn read(self, raw: Raw) -> Result<Value, String> {
+        match (self, raw) {
+            (Self::Switch, Raw::Switch(switch)) => Ok(Value::Switch(switch)),
+            (Self::Switch, Raw::Plain(text)) => match text.as_str() {
+                "true" => Ok(Value::Switch(true)),
+                "false" => Ok(Value::Switch(false)),
+                _ => Err(format!("\"{text}\" is neither true nor false")),
+            },
+            (Self::Whole(from, to), Raw::Whole(number)) => {
+                let found = number.filter(|n| (from..=to).contains(n)).map(Value::Whole);
+                found.ok_or_else(|| "the number is out of range".into())
+            }
+            (Self::Whole(..), Raw::Plain(text)) => self.read(Raw::Whole(text.parse().ok())),
+            (Self::List, Raw::List(items)) if items.iter().all(|item| !item.is_empty()) => Ok(Value::List(items)),
+            (Self::List, Raw::List(_)) => Err("an item is empty".into()),
+            (Self::List, Raw::Plain(text)) => self.read(Raw::List(text.split(',').map(|t| t.trim().into()).collect())),
+            (Self::Switch | Self::Whole(..) | Self::List, other) => Err(format!("it is {}", other.name())),
+            (_, Raw::Text(text) | Raw::Plain(text)) if !text.trim().is_empty() && !text.contains('\0') => {
+                self.read_text(text)
+            }
+            (_, Raw::Text(_) | Raw::Plain(_)) => Err("it is empty".into()),
+            (_, other) => Err(format!("it is {}", other.name())),
+        }
+    }
+
+    fn read_text(self, text: String) -> Result<Value, String> {
+        match self {
+            Self::Url => RepositoryUrl::read(&text).map(Value::Url),
+            Self::Endpoint if text.contains('@') => Err("credentials do not belong into the address".into()),
+            Self::Endpoint if !["http://", "https://"].iter().any(|scheme| text.starts_with(scheme)) => {
+                Err(format!("\"{text}\" does not begin with http:// or https://"))
+            }
+            Self::Connection => Ok(Value::Connection(Connection::new(text))),
+            Self::Path if !text.starts_with('/') => Err(format!("\"{text}\" is not an absolute path")),
+            Self::Size => human::parse_size(&text).map(Value::Size).map_err(|e| e.to_string()),
+            Self::Time => match human::parse_duration(&text) {
+                Ok(Duration::ZERO) => Err("no time at all would always be over".into()),
+                other => other.map(Value::Time).map_err(|e| e.to_string()),
+            },
+            Self::Choice(words) if !words.contains(&text.as_str()) => Err(format!("\"{text}\" is not among them")),
+            Self::Compression => {
+                let level = text.strip_prefix("zstd").and_then(|rest| match rest.strip_prefix(':') {
+                    None => rest.is_empty().then_some(1),
+                    Some(level) => level.parse().ok().filter(|level| LEVELS.contains(level)),
+                });
+                level.map(Value::Compression).ok_or_else(|| format!("\"{text}\" is not a compression"))
+            }
+            _ => Ok(Value::Text(text)),
+        }
+    }
+}
+
+impl Raw {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Plain(_) | Self::Text(_) => "a text",
+            Self::Whole(_) => "a number",
+            Self::Switch(_) => "a boolean",
+            Self::List(_) => "a list",
+            Self::Other(name) => name,
+        }
+    }
+}
+
+/// As it would be written, without the quotes; secrets hidden.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::Url(url) => url.fmt(f),
+            Self::Connection(connection) => connection.fmt(f),
+            Self::Switch(switch) => switch.fmt(f),
+            Self::Whole(number) => number.fmt(f),
+            Self::Size(bytes) => f.write_str(&human::size(*bytes)),
+            Self::Time(length) => f.write_str(&human::duration(*length)),
+            Self::Compression(level) => write!(f, "zstd:{level}"),
+            Self::List(items) => f.write_str(&items.join(", ")),
+        }
+    }
+}
+
+impl Value {
+    /// The value in JSON: sizes in bytes, times in seconds, secrets hidden.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        match self {
+            Self::Switch(switch) => (*switch).into(),
+            Self::Whole(number) | Self::Size(number) => (*number).into(),
+            Self::Time(length) => length.as_secs_f64().into(),
+            Self::List(items) => items.clone().into(),
+            text => text.to_string().into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_refuses_what_it_cannot_mean() {
+        let text = |t: &str| Raw::Text(t.into());
+        for (kind, raw) in [
+            (Kind::Text, text(" ")),
+            (Kind::Text, Raw::Whole(Some(1))),
+            (Kind::Endpoint, text("localhost:9000")),
+            (Kind::Endpoint, text("https://key:hush@localhost")),
+            (Kind::Path, text("data")),
+            (Kind::Path, text("~/data")),
+            (Kind::Switch, text("true")),
+            (Kind::Switch, Raw::Plain("yes".into())),
+            (Kind::Whole(1, 64), Raw::Whole(Some(65))),
+            (Kind::Whole(1, 64), Raw::Whole(None)),
+            (Kind::Whole(1, 64), text("4")),
+            (Kind::Time, text("0s")),
+            (Kind::Time, Raw::Whole(Some(60))),
+            (Kind::Choice(&["a", "b"]), text("c")),
+            (Kind::Compression, text("zstd:20")),
+            (Kind::Compression, text("lz4")),
+            (Kind::Compression, text("zstd3")),
+            (Kind::List, text("a")),
+            (Kind::List, Raw::List(vec![String::new()])),
+        ] {
+            let told = kind.read(raw.clone()).expect_err("a mistake");
+            assert!(!told.contains("hush"), "{kind:?} {raw:?}");
+        }
+    }
+
+    #[test]
+    fn plain_text_means_what_the_key_takes() {
+        let plain = |kind: Kind, t: &str| kind.read(Raw::Plain(t.into())).unwrap();
+        assert_eq!(plain(Kind::Whole(1, 64), "8"), Value::Whole(8));
+        assert_eq!(plain(Kind::Switch, "true"), Value::Switch(true));
+        assert_eq!(plain(Kind::List, "a, b"), Value::List(vec!["a".into(), "b".into()]));
+        assert_eq!(plain(Kind::Compression, "zstd"), Value::Compression(1));
+        assert_eq!(plain(Kind::Compression, "zstd:19"), Value::Compression(19));
+    }
+}
