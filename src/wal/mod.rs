@@ -2,7 +2,7 @@
 //! out, no I/O, no panic whatever the bytes, and memory that does not grow with the segment.
 //!
 //! [`check`] judges one segment before it is archived. [`Reader`] walks the records of consecutive segments and
-//! tells their [`Fact`]s.
+//! tells their [`Fact`]s. [`stop`] finds among these where recovery stops.
 
 pub mod check;
 pub mod fact;
@@ -10,9 +10,11 @@ mod fields;
 pub mod page;
 pub mod reader;
 pub mod record;
+pub mod stop;
 
 pub use check::{SegmentCheck, SegmentEnd, SegmentFacts, check_segment};
 pub use fact::{Checkpoint, Fact, Parameters, Prepared, TransactionEnd, WalLevel, widen_xid};
 pub use page::{PageHeader, SegmentHeader};
 pub use reader::{End, Reader, Records};
 pub use record::Record;
+pub use stop::{Ended, Seen, Stop, StopFinder, StopRule};
