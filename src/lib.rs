@@ -11,16 +11,22 @@
 //! | [`human`], [`progress`], [`interrupt`] | sizes and times in words; how work tells how far it is; how it hears the wish to stop |
 //! | [`config`] | walden.toml, the environment, flags: one typed value in which every error names file, key and mend |
 //! | [`cli`] | arguments in, calls down, words and tables out. No logic |
+//! | [`archive`] | push and fetch: what `archive_command` and `restore_command` ask for |
+//! | [`plan`] | targets to LSNs, the path of timelines, the proof that every segment is there. Reads only |
+//! | [`repository`] | the layout of a repository: keys, documents, manifests, leases. The one place that knows what is called what |
 //! | [`postgres`] | what PostgreSQL is: LSNs, segment names, timelines, the control file. Knows nothing of repositories |
+//! | [`seal`] | the byte pipeline: zstd frames, heads, seek tables, BLAKE3. Knows neither PostgreSQL nor stores |
 //! | [`store`] | objects in a directory or a bucket: put-if-absent, get, list, delete. Knows no PostgreSQL |
 //! | [`wal`] | reads WAL records out of segments: pages, records, commits, restore points. Bytes in, facts out |
 
+pub mod archive;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod error;
 pub mod human;
 pub mod interrupt;
+pub mod plan;
 pub mod postgres;
 pub mod progress;
 pub mod repository;

@@ -8,6 +8,7 @@
 use std::{fmt, fs, path::Path, thread, time::Duration};
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 
 use super::{Lsn, SegmentSize, SystemId, TimelineId, Version};
 use crate::error::{Error, Kind, Result};
@@ -103,7 +104,7 @@ impl fmt::Display for State {
 
 /// The settings that must not be lower on a server in recovery than they were on the one that wrote the WAL
 /// (`CheckRequiredParameterValues` in `xlogrecovery.c`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequiredSettings {
     /// `max_connections`.
     pub max_connections: u32,

@@ -27,7 +27,7 @@ pub mod relation;
 pub mod segment;
 pub mod version;
 
-pub use control::ControlFile;
+pub use control::{ControlFile, RequiredSettings};
 pub use history::{HistoryEntry, TimelineHistory};
 pub use lsn::Lsn;
 pub use segment::{SegmentName, SegmentSize, WalFile};

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::names::{BackupId, ClusterName, Incarnation};
 use crate::{
     error::{Error, Result},
-    postgres::{Lsn, SegmentName, SegmentSize, TimelineId, Version},
+    postgres::{Lsn, RequiredSettings, SegmentName, SegmentSize, TimelineId, Version},
     seal::Blake3,
 };
 
@@ -55,22 +55,6 @@ pub struct Parent {
     pub incarnation: u32,
     /// The first LSN that is no longer common.
     pub left: Lsn,
-}
-
-/// The parameters of which a recovering server needs at least the primary's values (`xlogrecovery.c`,
-/// `CheckRequiredParameterValues`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RequiredParameters {
-    /// `max_connections`.
-    pub max_connections: u32,
-    /// `max_worker_processes`.
-    pub max_worker_processes: u32,
-    /// `max_wal_senders`.
-    pub max_wal_senders: u32,
-    /// `max_prepared_transactions`.
-    pub max_prepared_transactions: u32,
-    /// `max_locks_per_transaction`.
-    pub max_locks_per_transaction: u32,
 }
 
 /// A tablespace at the time of the backup.
@@ -160,7 +144,7 @@ pub struct BackupDocument {
     #[serde(default)]
     pub tablespaces: Vec<Tablespace>,
     /// What a recovering server needs at least.
-    pub parameters: RequiredParameters,
+    pub required: RequiredSettings,
     /// The name of the host it was taken on.
     pub host: String,
     /// The version of Walden that took it.

@@ -8,11 +8,10 @@ mod manifest;
 mod names;
 pub mod wal_object;
 
-use std::sync::Arc;
+use std::{ops::ControlFlow, sync::Arc};
 
 pub use documents::{
-    BackupDocument, BadPage, FORMAT, Parent, PartSummary, RepositoryDocument, RequiredParameters, SystemDocument,
-    Tablespace,
+    BackupDocument, BadPage, FORMAT, Parent, PartSummary, RepositoryDocument, SystemDocument, Tablespace,
 };
 pub use layout::{REPOSITORY, SystemFolder, segment_of};
 pub use manifest::{Directory, File, Layer, LayerKind, Manifest, Part};
@@ -223,7 +222,7 @@ impl System {
                 let mut text = Vec::new();
                 object.read(|bytes| {
                     text.extend_from_slice(bytes);
-                    Ok(())
+                    Ok(ControlFlow::Continue(()))
                 })?;
                 Ok(text)
             })
@@ -263,6 +262,23 @@ impl System {
             }
             if complete {
                 return Ok(segments);
+            }
+        }
+    }
+
+    /// The first segment of the same timeline after that one in the archive, if there is any.
+    pub async fn first_segment_after(&self, name: SegmentName) -> Result<Option<SegmentName>> {
+        const PAGE: usize = 10;
+        let prefix = self.folder.timeline(name.timeline);
+        let mut after = self.folder.segment(name)?;
+        loop {
+            let page = self.store.list(&prefix, Some(&after), PAGE).await?;
+            if let Some(later) = page.iter().find_map(|l| segment_of(&l.key)) {
+                return Ok(Some(later));
+            }
+            match page.last() {
+                Some(last) if page.len() == PAGE => after = last.key.clone(),
+                _ => return Ok(None),
             }
         }
     }

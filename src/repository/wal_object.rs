@@ -1,6 +1,9 @@
 //! The object of a file that PostgreSQL archives: a head that tells what it is, then the file in zstd frames.
 
-use std::io::{self, Read};
+use std::{
+    io::{self, Read},
+    ops::ControlFlow,
+};
 
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
@@ -100,9 +103,9 @@ pub async fn open(store: &dyn Store, key: &Key) -> Result<WalObject> {
 }
 
 impl WalObject {
-    /// Hands the content on piece by piece, and proves length and BLAKE3 at the end. What `sink` was given must not be
-    /// used unless this returns Ok. Call it on a thread of its own.
-    pub fn read(self, mut sink: impl FnMut(&[u8]) -> Result<()>) -> Result<WalHead> {
+    /// Hands the content on piece by piece until `sink` has seen enough, and at the end proves length and BLAKE3: a sink
+    /// that takes everything must not use it unless this returns Ok. Call it on a thread of its own.
+    pub fn read(self, mut sink: impl FnMut(&[u8]) -> Result<ControlFlow<()>>) -> Result<WalHead> {
         let Self { head, mut content, key, .. } = self;
         let mut buffer = vec![0; 256 << 10];
         let (mut hasher, mut length) = (blake3::Hasher::new(), 0_u64);
@@ -118,7 +121,9 @@ impl WalObject {
                 break;
             }
             hasher.update(&buffer[..count]);
-            sink(&buffer[..count])?;
+            if sink(&buffer[..count])?.is_break() {
+                return Ok(head);
+            }
         }
         if length != head.size {
             return Err(damaged(&key, Error::damaged(format!("its content is not {} bytes long", head.size))));

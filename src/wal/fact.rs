@@ -8,7 +8,7 @@ use super::{
     fields::Fields,
     record::{RecordHeader, resource_manager},
 };
-use crate::postgres::{Lsn, TimelineId, Version};
+use crate::postgres::{Lsn, RequiredSettings, TimelineId, Version};
 
 /// What a record says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,6 +148,21 @@ pub struct Parameters {
     pub wal_log_hints: bool,
     /// `track_commit_timestamp`.
     pub track_commit_timestamp: bool,
+}
+
+impl Parameters {
+    /// What a server that replays from here on needs at least.
+    #[must_use]
+    pub fn required(&self) -> RequiredSettings {
+        let number = |setting: i32| u32::try_from(setting).unwrap_or(0);
+        RequiredSettings {
+            max_connections: number(self.max_connections),
+            max_worker_processes: number(self.max_worker_processes),
+            max_wal_senders: number(self.max_wal_senders),
+            max_prepared_transactions: number(self.max_prepared_transactions),
+            max_locks_per_transaction: number(self.max_locks_per_transaction),
+        }
+    }
 }
 
 /// `wal_level`. What was written under `minimal` cannot be replayed onto a base backup.

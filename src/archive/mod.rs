@@ -1,0 +1,28 @@
+//! The archive of one system: segments and their companions in and out, as `archive_command` and
+//! `restore_command` ask for it.
+
+mod fetch;
+mod push;
+
+pub use fetch::{Fetch, Fetched, fetch, on_doubt};
+pub use push::{Push, Pushed, push};
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// The data directory that a path which PostgreSQL handed over belongs to.
+///
+/// `%p` is `pg_wal/<name>` below the data directory, in which PostgreSQL runs its commands; `pg_rewind` and Patroni
+/// give other paths from other places, and then the configuration tells.
+fn data_directory(path: &Path, configured: Option<&Path>) -> Result<PathBuf> {
+    let holds_control = |dir: &Path| dir.join("global/pg_control").is_file();
+    let above = path.parent().filter(|dir| dir.ends_with("pg_wal")).map(|dir| match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    });
+    above.filter(|dir| holds_control(dir)).or_else(|| configured.map(Path::to_path_buf)).ok_or_else(|| {
+        Error::invalid(format!("{} does not lie in a data directory's pg_wal", path.display()))
+            .hint("set pgdata of the cluster in walden.toml")
+    })
+}

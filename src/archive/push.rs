@@ -1,0 +1,310 @@
+//! Push: a file of `pg_wal` into the archive. It answers only when the file is durable in the repository.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tokio::runtime::Handle;
+
+use super::data_directory;
+use crate::{
+    error::{Error, Kind, Result},
+    postgres::{ControlFile, SegmentName, TimelineHistory, TimelineId, WalFile},
+    repository::{
+        ClusterName, FORMAT, Incarnation, System, join,
+        wal_object::{self, WalHead},
+    },
+    seal::{self, Blake3, FrameWriter},
+    store::{Key, Put, Store, bridge},
+    wal,
+};
+
+/// What is to be pushed.
+#[derive(Clone, Debug)]
+pub struct Push {
+    /// The file (`%p`), below the present working directory unless absolute.
+    pub path: PathBuf,
+    /// The data directory as the configuration has it.
+    pub pgdata: Option<PathBuf>,
+    /// The incarnation as the configuration has it.
+    pub incarnation: u32,
+    /// zstd's level.
+    pub level: i32,
+}
+
+/// How a push ended well: the file is durable in the repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pushed {
+    /// The file.
+    pub file: WalFile,
+    /// The length of the object in bytes.
+    pub stored: u64,
+    /// Whether it was there before, with the same content.
+    pub already: bool,
+}
+
+/// A file up to this size is held in memory; a longer one is read twice.
+const HELD: u64 = 64 << 20;
+
+/// Pushes a file.
+pub async fn push(store: Arc<dyn Store>, cluster: &ClusterName, request: &Push) -> Result<Pushed> {
+    let file: WalFile = request.path.file_name().and_then(|n| n.to_str()).unwrap_or_default().parse()?;
+    let pgdata = data_directory(&request.path, request.pgdata.as_deref())?;
+    let control = ControlFile::read(&pgdata)?;
+    let incarnation = Incarnation { system: control.system, number: request.incarnation };
+    let sealing = {
+        let request = request.clone();
+        tokio::task::spawn_blocking(move || Sealed::new(&request, file, &control, &pgdata))
+    };
+    // The repository answers while the segment is being compressed.
+    let (system, sealed) = tokio::join!(System::open(store, cluster, incarnation), sealing);
+    let sealed = join(sealed)??;
+    let system = system?;
+    if let Some(facts) = &sealed.facts
+        && (facts.size != system.document.segment_size || facts.version != system.document.postgres)
+    {
+        return Err(Error::refused(format!(
+            "{file} is of PostgreSQL {} with segments of {} bytes, but the repository knows this system as PostgreSQL {} with {}",
+            facts.version,
+            facts.size.bytes(),
+            system.document.postgres,
+            system.document.segment_size.bytes(),
+        ))
+        .hint("after pg_resetwal: walden init --new-incarnation, then walden backup"));
+    }
+    prove_ancestry(&system, file, &sealed, request).await?;
+    let key = system.folder.wal_file(file, sealed.head.blake3)?;
+    let (put, stored) = sealed.put(&system, &key, request).await?;
+    let already = put == Put::Exists;
+    if already {
+        same_content(&system, &key, &sealed.head).await?;
+    }
+    Ok(Pushed { file, stored, already })
+}
+
+/// A file that was checked, with its head; and, unless it is very long, its compressed content.
+struct Sealed {
+    head: WalHead,
+    facts: Option<wal::SegmentFacts>,
+    frames: Option<Vec<u8>>,
+}
+
+impl Sealed {
+    fn new(request: &Push, file: WalFile, control: &ControlFile, pgdata: &Path) -> Result<Self> {
+        let path = &request.path;
+        let mut from = File::open(path).map_err(|e| Error::io("open", path, e))?;
+        let size = from.metadata().map_err(|e| Error::io("stat", path, e))?.len();
+        let mut check = Check::new(file, size);
+        let mut frames = FrameWriter::new(Sink { held: (size <= HELD).then(Vec::new) }, request.level)
+            .map_err(|e| Error::internal("start the zstd encoder").source(e))?;
+        let mut hasher = blake3::Hasher::new();
+        let length = pieces(&mut from, path, |piece| {
+            check.feed(piece)?;
+            hasher.update(piece);
+            frames.write_all(piece).map_err(|e| Error::internal("compress").source(e))
+        })?;
+        if length != size {
+            return Err(Error::refused(format!(
+                "{} changed its size from {size} to {length} bytes while it was read",
+                path.display()
+            )));
+        }
+        let facts = check.finish()?;
+        if let Some(facts) = facts.as_ref().filter(|f| f.system != control.system) {
+            return Err(Error::refused(format!(
+                "{file} belongs to system {}, but the data directory {} to system {}",
+                facts.system,
+                pgdata.display(),
+                control.system
+            ))
+            .hint("a segment of another server lies in this pg_wal; nothing was stored"));
+        }
+        let (sink, _, compressed) = frames.finish().map_err(|e| Error::internal("compress").source(e))?;
+        let segment = facts.as_ref();
+        let head = WalHead {
+            format: FORMAT,
+            name: file,
+            size,
+            blake3: Blake3::from(&hasher),
+            compressed,
+            postgres: segment.map(|h| h.version),
+            system: segment.map(|h| h.system),
+            timeline: segment.and(name_of(file)).map(|n| n.timeline),
+            first_lsn: segment.map(|h| h.start),
+        };
+        Ok(Self { head, facts, frames: sink.held })
+    }
+
+    async fn put(&self, system: &System, key: &Key, request: &Push) -> Result<(Put, u64)> {
+        let mut object = seal::head(&self.head)?;
+        let stored = object.len() as u64 + self.head.compressed;
+        if let Some(frames) = &self.frames {
+            object.extend_from_slice(frames);
+            return Ok((system.store.put(key, object.into()).await?, stored));
+        }
+        let upload = system.store.upload(key).await?;
+        let writer = bridge::UploadWriter::new(upload, Handle::current());
+        let (path, level, expected) = (request.path.clone(), request.level, self.head.blake3);
+        let put = tokio::task::spawn_blocking(move || stream(&path, level, expected, &object, writer)).await;
+        Ok((join(put)??, stored))
+    }
+}
+
+/// The second reading of a long file: what is sent must be what was checked.
+fn stream(path: &Path, level: i32, expected: Blake3, head: &[u8], mut writer: bridge::UploadWriter) -> Result<Put> {
+    let failed = |e: io::Error| bridge::from_io(e, |e| Error::internal("compress").source(e));
+    let mut from = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    from.rewind().map_err(|e| Error::io("read", path, e))?;
+    writer.write_all(head).map_err(failed)?;
+    let mut frames = FrameWriter::new(writer, level).map_err(failed)?;
+    let mut hasher = blake3::Hasher::new();
+    pieces(&mut from, path, |piece| {
+        hasher.update(piece);
+        frames.write_all(piece).map_err(failed)
+    })?;
+    if Blake3::from(&hasher) != expected {
+        return Err(Error::refused(format!("{} changed while it was read", path.display())));
+    }
+    frames.finish().map_err(failed)?.0.finish()
+}
+
+/// Keeps what is written, or only lets it pass.
+struct Sink {
+    held: Option<Vec<u8>>,
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(held) = &mut self.held {
+            held.extend_from_slice(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn pieces(from: &mut File, path: &Path, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<u64> {
+    let mut buffer = vec![0; seal::FRAME_CONTENT];
+    let mut length = 0;
+    loop {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match from.read(&mut buffer[filled..]).map_err(|e| Error::io("read", path, e))? {
+                0 => break,
+                count => filled += count,
+            }
+        }
+        if filled == 0 {
+            return Ok(length);
+        }
+        each(&buffer[..filled])?;
+        length += filled as u64;
+    }
+}
+
+/// The check that fits the kind of file.
+enum Check {
+    Segment(wal::SegmentCheck),
+    Partial(wal::SegmentCheck),
+    History(TimelineId, Vec<u8>),
+    Label,
+}
+
+impl Check {
+    fn new(file: WalFile, size: u64) -> Self {
+        match file {
+            WalFile::Segment(name) => Self::Segment(wal::SegmentCheck::new(name, size)),
+            WalFile::Partial(name) => Self::Partial(wal::SegmentCheck::partial(name, size)),
+            WalFile::History(timeline) => Self::History(timeline, Vec::new()),
+            WalFile::BackupLabel(..) => Self::Label,
+        }
+    }
+
+    fn feed(&mut self, piece: &[u8]) -> Result<()> {
+        match self {
+            Self::Segment(check) | Self::Partial(check) => check.feed(piece).map_err(refuse),
+            Self::History(_, text) => {
+                text.extend_from_slice(piece);
+                Ok(())
+            }
+            Self::Label => Ok(()),
+        }
+    }
+
+    fn finish(self) -> Result<Option<wal::SegmentFacts>> {
+        match self {
+            Self::Segment(check) | Self::Partial(check) => check.finish().map_err(refuse).map(Some),
+            Self::History(timeline, text) => {
+                TimelineHistory::parse(timeline, &String::from_utf8_lossy(&text)).map_err(refuse)?;
+                Ok(None)
+            }
+            Self::Label => Ok(None),
+        }
+    }
+}
+
+/// A file that is not what its name says is not stored, whatever is wrong with it.
+fn refuse(error: Error) -> Error {
+    let refused = Error::refused(error.to_string());
+    refused.hint(
+        "nothing was stored; if the file in pg_wal is damaged, take a new backup once archiving goes on behind it",
+    )
+}
+
+fn name_of(file: WalFile) -> Option<SegmentName> {
+    match file {
+        WalFile::Segment(name) | WalFile::Partial(name) | WalFile::BackupLabel(name, _) => Some(name),
+        WalFile::History(_) => None,
+    }
+}
+
+/// Pages of an earlier timeline are right only if that is an ancestor of the timeline in the name.
+async fn prove_ancestry(system: &System, file: WalFile, sealed: &Sealed, request: &Push) -> Result<()> {
+    let (Some(name), Some(facts)) = (name_of(file), &sealed.facts) else { return Ok(()) };
+    let Some((foreign, _)) = facts.timelines.iter().find(|(t, _)| *t != name.timeline) else { return Ok(()) };
+    let beside = request.path.with_file_name(format!("{}.history", name.timeline.hex()));
+    let history = match std::fs::read_to_string(&beside) {
+        Ok(text) => TimelineHistory::parse(name.timeline, &text)?,
+        Err(_) => system.history(name.timeline).await.map_err(|e| match e.kind() {
+            Kind::NotFound => Error::unavailable(format!(
+                "{file} holds pages of timeline {foreign}, and the history of timeline {} is neither beside it nor in the repository",
+                name.timeline
+            ))
+            .hint("PostgreSQL archives the history file first; this push is repeated after that"),
+            _ => e,
+        })?,
+    };
+    match facts.timelines.iter().find(|(t, _)| !history.includes(*t)) {
+        None => Ok(()),
+        Some((stranger, _)) => Err(refuse(Error::damaged(format!(
+            "{file} holds pages of timeline {stranger}, which is no ancestor of timeline {}",
+            name.timeline
+        )))),
+    }
+}
+
+/// An object of that name was there before: a success only if it holds the same file, whole.
+async fn same_content(system: &System, key: &Key, ours: &WalHead) -> Result<()> {
+    let theirs = wal_object::read_head(&*system.store, key).await?;
+    if (theirs.blake3, theirs.size) == (ours.blake3, ours.size) {
+        return Ok(());
+    }
+    Err(Error::refused(format!(
+        "{} is in the repository already with other content: there BLAKE3 {} of system {}, here BLAKE3 {} of system {}",
+        ours.name,
+        theirs.blake3.short(),
+        theirs.system.map_or("unknown".into(), |s| s.to_string()),
+        ours.blake3.short(),
+        ours.system.map_or("unknown".into(), |s| s.to_string()),
+    ))
+    .hint(
+        "two servers write the same WAL: one of them is a copy of the other, or was rolled back; nothing was overwritten. \
+         Stop the copy, or give this server its own archive: walden init --new-incarnation, then walden backup",
+    ))
+}

@@ -1,0 +1,9 @@
+//! The backup driver, the local way: reads the data directory of a running cluster in parallel, between
+//! `pg_backup_start` and `pg_backup_stop`, into the parts of one complete backup.
+
+mod driver;
+mod part;
+mod source;
+mod workers;
+
+pub use driver::{BackupOutcome, BackupRequest, backup};

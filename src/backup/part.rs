@@ -1,0 +1,193 @@
+//! Parts: tar archives in zstd frames, closed by a seek table, written straight into an upload.
+//!
+//! A member that fits into what is left of a frame goes there; one that does not begins a frame of its own, so that
+//! a file can be fetched without its neighbours. See docs/FORMAT.md.
+
+use std::{
+    io::{self, Write},
+    os::unix::ffi::OsStrExt,
+    path::Path,
+};
+
+use chrono::{DateTime, Utc};
+
+use crate::{
+    error::{Error, Result},
+    repository::{BackupId, Layer, LayerKind, Part},
+    seal::{Blake3, FRAME_CONTENT, FrameWriter},
+    store::{Put, bridge},
+};
+
+/// tar's unit.
+const BLOCK: u64 = 512;
+
+/// A part that is being written.
+#[derive(Debug)]
+pub struct PartWriter {
+    backup: BackupId,
+    number: u32,
+    frames: FrameWriter<HashWriter<bridge::UploadWriter>>,
+    /// Bytes of the present member that are still to come.
+    missing: u64,
+}
+
+/// What the header of a member tells besides its name and size.
+#[derive(Clone, Copy, Debug)]
+pub struct Attributes {
+    /// Permissions.
+    pub mode: u32,
+    /// When the file was last changed.
+    pub mtime: DateTime<Utc>,
+}
+
+impl PartWriter {
+    /// Part `number` of `backup`, to be written into `upload`.
+    pub fn new(backup: BackupId, number: u32, upload: bridge::UploadWriter, level: i32) -> Result<Self> {
+        let frames = FrameWriter::new(HashWriter::new(upload), level).map_err(failed)?;
+        Ok(Self { backup, number, frames, missing: 0 })
+    }
+
+    /// Bytes of content so far.
+    pub fn content(&self) -> u64 {
+        self.frames.offset()
+    }
+
+    /// Begins a file of exactly `size` bytes; they follow by [`PartWriter::data`]. Gives back where it will lie.
+    pub fn begin(&mut self, path: &Path, size: u64, attributes: Attributes) -> Result<Layer> {
+        debug_assert_eq!(self.missing, 0, "the member before is not complete");
+        if self.frames.pending() as u64 + BLOCK + size > FRAME_CONTENT as u64 {
+            self.frames.cut().map_err(failed)?;
+        }
+        let header = header(path, size, attributes)?;
+        self.frames.write_all(&header).map_err(failed)?;
+        self.missing = size;
+        Ok(Layer {
+            backup: self.backup,
+            part: self.number,
+            offset: self.frames.offset(),
+            length: size,
+            kind: LayerKind::Whole,
+        })
+    }
+
+    /// The next bytes of the file.
+    pub fn data(&mut self, bytes: &[u8]) -> Result<()> {
+        debug_assert!(bytes.len() as u64 <= self.missing, "more bytes than the header tells");
+        self.missing -= bytes.len() as u64;
+        self.frames.write_all(bytes).map_err(failed)?;
+        if self.missing == 0 {
+            self.pad()?;
+        }
+        Ok(())
+    }
+
+    fn pad(&mut self) -> Result<()> {
+        let over = self.frames.offset() % BLOCK;
+        if over > 0 {
+            self.frames.write_all(&[0; BLOCK as usize][..(BLOCK - over) as usize]).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the archive and makes the part appear in the repository.
+    pub fn finish(mut self) -> Result<Part> {
+        self.frames.write_all(&[0; 2 * BLOCK as usize]).map_err(failed)?;
+        let (mut out, frames, _) = self.frames.finish().map_err(failed)?;
+        out.write_all(&frames.to_bytes()).map_err(failed)?;
+        let (length, blake3) = (out.length, Blake3::from(&out.hasher));
+        match out.inner.finish()? {
+            Put::Created => Ok(Part { backup: self.backup, number: self.number, length, blake3, frames }),
+            Put::Exists => Err(Error::refused(format!(
+                "part {} of backup {} is in the repository already: another program writes the same backup",
+                self.number, self.backup
+            ))),
+        }
+    }
+}
+
+fn failed(error: io::Error) -> Error {
+    bridge::from_io(error, |e| Error::internal("compress a part").source(e))
+}
+
+/// The header of a regular file in POSIX's ustar format, preceded by GNU's long name where the name needs it.
+fn header(path: &Path, size: u64, attributes: Attributes) -> Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(BLOCK as usize);
+    let mut header = tar::Header::new_ustar();
+    if header.set_path(path).is_err() {
+        let name = path.as_os_str().as_bytes();
+        let mut long = tar::Header::new_gnu();
+        long.set_entry_type(tar::EntryType::GNULongName);
+        long.set_size(name.len() as u64 + 1);
+        let told = long.set_path("././@LongLink");
+        told.map_err(|e| Error::internal("write a tar header").source(e))?;
+        long.set_cksum();
+        bytes.extend_from_slice(long.as_bytes());
+        bytes.extend_from_slice(name);
+        bytes.resize(bytes.len().next_multiple_of(BLOCK as usize), 0);
+        if name.len().is_multiple_of(BLOCK as usize) {
+            bytes.extend_from_slice(&[0; BLOCK as usize]);
+        }
+        header = tar::Header::new_gnu();
+    }
+    header.set_entry_type(tar::EntryType::Regular);
+    header.set_size(size);
+    header.set_mode(attributes.mode & 0o7777);
+    header.set_mtime(u64::try_from(attributes.mtime.timestamp()).unwrap_or(0));
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_cksum();
+    bytes.extend_from_slice(header.as_bytes());
+    Ok(bytes)
+}
+
+/// Hashes and counts what passes through.
+#[derive(Debug)]
+struct HashWriter<W> {
+    inner: W,
+    hasher: blake3::Hasher,
+    length: u64,
+}
+
+impl<W> HashWriter<W> {
+    fn new(inner: W) -> Self {
+        Self { inner, hasher: blake3::Hasher::new(), length: 0 }
+    }
+}
+
+impl<W: Write> Write for HashWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..count]);
+        self.length += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn tar_reads_long_names_and_great_sizes() {
+        let attributes = Attributes { mode: 0o600, mtime: DateTime::UNIX_EPOCH };
+        for length in [5, 99, 100, 155, 300, 511, 512, 600] {
+            let name = "n".repeat(length);
+            let mut bytes = header(Path::new(&name), 3, attributes).unwrap();
+            bytes.extend_from_slice(b"abc");
+            bytes.resize(bytes.len().next_multiple_of(512) + 1024, 0);
+            let mut archive = tar::Archive::new(&bytes[..]);
+            let mut entry = archive.entries().unwrap().next().unwrap().unwrap();
+            assert_eq!(entry.path().unwrap().to_str().unwrap(), name, "{length}");
+            let mut text = String::new();
+            entry.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "abc");
+        }
+        let great = header(Path::new("base/5/16384"), 9 << 30, attributes).unwrap();
+        assert_eq!(tar::Header::from_byte_slice(&great).size().unwrap(), 9 << 30);
+    }
+}

@@ -1,0 +1,153 @@
+//! Several threads that take files from one queue and write them into parts of their own.
+
+use std::{
+    collections::VecDeque,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use tokio::runtime::Handle;
+
+use super::{
+    part::PartWriter,
+    source::{self, Pages, Stored},
+};
+use crate::{
+    error::{Error, Result},
+    interrupt::Interrupt,
+    postgres::datadir::{FileEntry, FileKind},
+    progress::Progress,
+    repository::{BackupId, BadPage, File, Part, System, join},
+    store::bridge,
+};
+
+/// A part closes at the first file end past this many bytes of content.
+const PART_CONTENT: u64 = 256 << 20;
+
+/// What the threads share.
+#[derive(Debug)]
+pub struct Job {
+    /// Where to store.
+    pub system: System,
+    /// The backup.
+    pub backup: BackupId,
+    /// The data directory.
+    pub root: PathBuf,
+    /// How pages are proven, the first page's number aside; `None` in a cluster without checksums.
+    pub pages: Option<Pages>,
+    /// Pages in one file of a relation.
+    pub relation_segment_blocks: u32,
+    /// zstd's level.
+    pub level: i32,
+    /// Who watches.
+    pub progress: Arc<dyn Progress>,
+    /// Who may ask to stop.
+    pub interrupt: Interrupt,
+    /// The number of the last part that was begun.
+    pub parts: AtomicU32,
+    /// What is still to do.
+    pub queue: Mutex<VecDeque<FileEntry>>,
+}
+
+/// What the threads have stored.
+#[derive(Debug, Default)]
+pub struct Haul {
+    /// The files.
+    pub files: Vec<File>,
+    /// The parts.
+    pub parts: Vec<Part>,
+    /// Pages that were wrong.
+    pub bad: Vec<BadPage>,
+}
+
+impl Job {
+    /// Begins the next part. Not on a thread that drives the runtime.
+    pub fn begin_part(&self, runtime: &Handle) -> Result<PartWriter> {
+        let number = self.parts.fetch_add(1, Ordering::Relaxed) + 1;
+        let key = self.system.folder.part(self.backup, number)?;
+        let upload = runtime.block_on(self.system.store.upload(&key))?;
+        PartWriter::new(self.backup, number, bridge::UploadWriter::new(upload, runtime.clone()), self.level)
+    }
+
+    fn pages_of(&self, entry: &FileEntry) -> Option<Pages> {
+        let FileKind::Relation(relation) = &entry.kind else { return None };
+        self.pages.map(|pages| Pages { first: relation.first_block(self.relation_segment_blocks), ..pages })
+    }
+
+    fn next(&self) -> Option<FileEntry> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    /// Leaves nothing to do for the others, because one has failed.
+    fn abandon(&self) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn work(&self, runtime: &Handle) -> Result<Haul> {
+        let mut haul = Haul::default();
+        let mut part: Option<PartWriter> = None;
+        while let Some(entry) = self.next() {
+            let mut writer = match part.take() {
+                Some(writer) => writer,
+                None => self.begin_part(runtime)?,
+            };
+            let pages = self.pages_of(&entry);
+            let stored = source::store(&self.root, &entry.path, pages, &mut writer, &*self.progress, &self.interrupt)?;
+            if let Some(Stored { file, bad }) = stored {
+                haul.files.push(file);
+                haul.bad.extend(bad);
+            }
+            if writer.content() >= PART_CONTENT {
+                haul.parts.push(writer.finish()?);
+            } else {
+                part = Some(writer);
+            }
+        }
+        if let Some(writer) = part {
+            haul.parts.push(writer.finish()?);
+        }
+        Ok(haul)
+    }
+}
+
+/// Stores every file of the job's queue on `threads` threads. The first error ends all of them.
+pub async fn run(job: Arc<Job>, threads: usize) -> Result<Haul> {
+    let runtime = Handle::current();
+    let workers: Vec<_> = (0..threads.max(1))
+        .map(|_| {
+            let (job, runtime) = (job.clone(), runtime.clone());
+            tokio::task::spawn_blocking(move || job.work(&runtime).inspect_err(|_| job.abandon()))
+        })
+        .collect();
+    let mut whole = Haul::default();
+    let mut failure: Option<Error> = None;
+    for worker in workers {
+        match join(worker.await).flatten() {
+            Ok(haul) => {
+                whole.files.extend(haul.files);
+                whole.parts.extend(haul.parts);
+                whole.bad.extend(haul.bad);
+            }
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    failure.map_or(Ok(whole), Err)
+}
+
+/// The queue: great files first, so that the threads end together; small ones together, in the order of their paths.
+pub fn queue(mut files: Vec<FileEntry>) -> Mutex<VecDeque<FileEntry>> {
+    const GREAT: u64 = 16 << 20;
+    files.sort_by(|a, b| {
+        let great = |f: &FileEntry| if f.size >= GREAT { f.size } else { 0 };
+        great(b).cmp(&great(a)).then_with(|| a.path.cmp(&b.path))
+    });
+    Mutex::new(files.into())
+}
+
+/// Whether the control file is meant, which is read after all others.
+pub fn is_control(entry: &FileEntry) -> bool {
+    entry.path == Path::new(crate::postgres::control::CONTROL_FILE)
+}
