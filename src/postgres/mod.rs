@@ -19,10 +19,13 @@ macro_rules! text_in_json {
 
 pub(crate) use text_in_json;
 
+pub mod backup_label;
+pub mod backup_manifest;
 pub mod control;
 pub mod datadir;
 pub mod history;
 pub mod lsn;
+pub mod page;
 pub mod relation;
 pub mod segment;
 pub mod version;
