@@ -266,10 +266,11 @@ fn is_switch(record: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::page::tests::header, *};
+    use super::{
+        super::testing::{PAGE, SEGMENT as SIZE, header},
+        *,
+    };
 
-    const PAGE: usize = 8192;
-    const SIZE: usize = 1 << 20;
     const START: u64 = 0x500_0000;
 
     fn name() -> SegmentName {

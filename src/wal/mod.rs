@@ -11,6 +11,8 @@ pub mod page;
 pub mod reader;
 pub mod record;
 pub mod stop;
+#[cfg(test)]
+mod testing;
 
 pub use check::{SegmentCheck, SegmentEnd, SegmentFacts, check_segment};
 pub use fact::{Checkpoint, Fact, Parameters, Prepared, TransactionEnd, WalLevel, widen_xid};

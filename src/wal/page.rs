@@ -164,25 +164,8 @@ impl SegmentHeader {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::*;
-
-    /// A page header as PostgreSQL writes it.
-    pub(crate) fn header(magic: u16, flags: u16, timeline: u32, address: u64, remaining: u32) -> Vec<u8> {
-        let mut page = Vec::with_capacity(LONG_HEADER);
-        page.extend_from_slice(&magic.to_le_bytes());
-        page.extend_from_slice(&flags.to_le_bytes());
-        page.extend_from_slice(&timeline.to_le_bytes());
-        page.extend_from_slice(&address.to_le_bytes());
-        page.extend_from_slice(&remaining.to_le_bytes());
-        page.extend_from_slice(&[0; 4]);
-        if flags & LONG != 0 {
-            page.extend_from_slice(&7_u64.to_le_bytes());
-            page.extend_from_slice(&(1_u32 << 20).to_le_bytes());
-            page.extend_from_slice(&8192_u32.to_le_bytes());
-        }
-        page
-    }
+mod tests {
+    use super::{super::testing::header, *};
 
     #[test]
     fn reads_a_segment_header() {

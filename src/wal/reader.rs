@@ -407,3 +407,6 @@ impl Iterator for Records<'_> {
 fn align(bytes: usize) -> usize {
     bytes.next_multiple_of(8)
 }
+
+#[cfg(test)]
+mod tests;
