@@ -75,19 +75,14 @@ pub async fn fetch(store: Arc<dyn Store>, cluster: &ClusterName, request: &Fetch
     let pgdata = data_directory(&request.destination, request.pgdata.as_deref())?;
     let id = ControlFile::read(&pgdata)?.system;
     let incarnation = Incarnation { system: id, number: request.incarnation };
-    let mut system = System::open(store.clone(), cluster, incarnation).await?;
-    loop {
-        if let Some((key, object)) = find(&system, request.file).await? {
-            let (file, destination) = (request.file, request.destination.clone());
-            let delivered = tokio::task::spawn_blocking(move || deliver(object, &key, file, id, &destination)).await;
-            return join(delivered)?.map(|size| Fetched::Delivered { size });
-        }
+    let system = System::open(store, cluster, incarnation).await?;
+    let Some((key, object)) = find(&system, request.file).await? else {
         prove_absent(&system, request).await?;
-        match older(&system, request.file).await? {
-            Some(parent) => system = parent,
-            None => return Ok(Fetched::Absent),
-        }
-    }
+        return Ok(Fetched::Absent);
+    };
+    let (file, destination) = (request.file, request.destination.clone());
+    let delivered = tokio::task::spawn_blocking(move || deliver(object, &key, file, id, &destination)).await;
+    join(delivered)?.map(|size| Fetched::Delivered { size })
 }
 
 async fn find(system: &System, file: WalFile) -> Result<Option<(Key, WalObject)>> {
@@ -169,23 +164,6 @@ async fn on_the_path(system: &System, name: SegmentName, until: Option<SegmentNa
     })?;
     let last_byte = name.start(size)? + (size.bytes() - 1);
     Ok(history.at(last_byte) == name.timeline)
-}
-
-/// The incarnation before, when the file may lie there.
-async fn older(system: &System, file: WalFile) -> Result<Option<System>> {
-    let Some(parent) = &system.document.parent else { return Ok(None) };
-    let size = system.document.segment_size;
-    let common = match file {
-        WalFile::Segment(name) | WalFile::Partial(name) | WalFile::BackupLabel(name, _) => {
-            name.start(size)? < parent.left
-        }
-        WalFile::History(_) => true,
-    };
-    if !common {
-        return Ok(None);
-    }
-    let incarnation = Incarnation { system: system.folder.incarnation.system, number: parent.incarnation };
-    System::open(system.store.clone(), &system.folder.cluster, incarnation).await.map(Some)
 }
 
 /// Writes the file beside its destination, proves it, and renames it there.

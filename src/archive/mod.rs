@@ -4,7 +4,7 @@
 mod fetch;
 mod push;
 
-pub use fetch::{Fetch, Fetched, fetch, on_doubt};
+pub use fetch::{Fetch, Fetched, OnDoubt, fetch, on_doubt};
 pub use push::{Push, Pushed, push};
 
 use std::path::{Path, PathBuf};

@@ -8,10 +8,13 @@ mod completions;
 mod config;
 mod context;
 pub mod exit;
+mod init;
 mod man;
 mod output;
+mod programs;
 mod progress;
 mod table;
+mod wal;
 
 use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
@@ -103,6 +106,10 @@ pub enum Color {
 /// What can be asked of Walden, in the order of the help.
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make the repository ready for a cluster, and print the lines for postgresql.conf
+    Init(init::Args),
+    /// The archive by hand
+    Wal(wal::Args),
     /// Show the configuration that holds and where each value came from
     Config(config::Args),
     /// Print a shell's completion script
@@ -113,6 +120,8 @@ enum Command {
 
 async fn dispatch(command: Command, context: &Context) -> Result<End> {
     match command {
+        Command::Init(args) => init::run(&args, context).await,
+        Command::Wal(args) => wal::run(&args, context).await,
         Command::Config(args) => config::run(&args, context),
         Command::Completions(args) => completions::run(&args, context),
         Command::Man(args) => man::run(&args, context),

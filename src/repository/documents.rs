@@ -43,18 +43,6 @@ pub struct SystemDocument {
     pub block_size: u32,
     /// When `init` saw it first.
     pub first_seen: DateTime<Utc>,
-    /// The incarnation it continues, if it does.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub parent: Option<Parent>,
-}
-
-/// Where an incarnation left the one before.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Parent {
-    /// The incarnation before.
-    pub incarnation: u32,
-    /// The first LSN that is no longer common.
-    pub left: Lsn,
 }
 
 /// A tablespace at the time of the backup.

@@ -10,9 +10,7 @@ pub mod wal_object;
 
 use std::{ops::ControlFlow, sync::Arc};
 
-pub use documents::{
-    BackupDocument, BadPage, FORMAT, Parent, PartSummary, RepositoryDocument, SystemDocument, Tablespace,
-};
+pub use documents::{BackupDocument, BadPage, FORMAT, PartSummary, RepositoryDocument, SystemDocument, Tablespace};
 pub use layout::{REPOSITORY, SystemFolder, segment_of};
 pub use manifest::{Directory, File, Layer, LayerKind, Manifest, Part};
 pub use names::{BackupId, ClusterName, Incarnation};

@@ -1,0 +1,115 @@
+//! `walden wal`: the archive by hand. `push` and `fetch` are what the small programs call.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde_json::json;
+
+use super::{Context, exit::End};
+use crate::{
+    archive::{self, Fetch, Fetched, OnDoubt, Push},
+    error::{Error, Kind, Result},
+    human,
+    postgres::{SegmentName, WalFile},
+};
+
+/// The arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Archive a file of pg_wal; answers when it is durable in the repository
+    Push {
+        /// The file, as archive_command's %p
+        path: PathBuf,
+    },
+    /// Fetch a file from the archive, verified
+    Fetch {
+        /// The file's name, as restore_command's %f
+        name: WalFile,
+        /// Where to put it, as restore_command's %p
+        destination: PathBuf,
+        /// The recovery needs every segment on its way up to this one: none of them is ever answered "absent"
+        #[arg(long, value_name = "SEGMENT")]
+        until: Option<SegmentName>,
+    },
+}
+
+pub async fn run(args: &Args, context: &Context) -> Result<End> {
+    match &args.command {
+        Command::Push { path } => push(path, context).await,
+        Command::Fetch { name, destination, until } => fetch(*name, destination, *until, context).await,
+    }
+}
+
+async fn push(path: &Path, context: &Context) -> Result<End> {
+    let (config, cluster) = (context.config()?, context.cluster()?);
+    let request = Push {
+        path: path.to_path_buf(),
+        pgdata: cluster.pgdata().ok().map(PathBuf::from),
+        incarnation: cluster.incarnation,
+        level: config.archive.compression,
+    };
+    let work = async { archive::push(context.store().await?, &cluster.name, &request).await };
+    let pushed = within(config.archive.timeout, work).await?;
+    if context.output.json {
+        context.output.document(&json!({
+            "file": pushed.file,
+            "stored_bytes": pushed.stored,
+            "already_there": pushed.already,
+        }));
+    } else {
+        tracing::info!(
+            "{} {} ({})",
+            pushed.file,
+            if pushed.already { "is in the repository already" } else { "archived" },
+            human::size(pushed.stored)
+        );
+    }
+    Ok(End::Done)
+}
+
+async fn fetch(file: WalFile, destination: &Path, until: Option<SegmentName>, context: &Context) -> Result<End> {
+    let (config, cluster) = (context.config()?, context.cluster()?);
+    let request = Fetch {
+        file,
+        destination: destination.to_path_buf(),
+        until,
+        pgdata: cluster.pgdata().ok().map(PathBuf::from),
+        incarnation: cluster.incarnation,
+    };
+    let work = async { archive::fetch(context.store().await?, &cluster.name, &request).await };
+    let absent = || Error::not_found(format!("{file} is not in the archive"));
+    match within(config.archive.timeout, work).await {
+        Ok(Fetched::Delivered { size }) => {
+            if context.output.json {
+                context.output.document(&json!({ "file": file, "bytes": size }));
+            } else {
+                tracing::info!("{file} delivered ({})", human::size(size));
+            }
+            Ok(End::Done)
+        }
+        Ok(Fetched::Absent) => Err(absent()),
+        Err(error) if archive::on_doubt(&request, config.restore.promote_despite_doubt) == OnDoubt::AskAgain => {
+            Err(absent().context("a standby asks again").source(error))
+        }
+        // What is not proven absent must never be answered as such.
+        Err(error) if error.kind() == Kind::NotFound => {
+            Err(Error::unavailable(format!("{file} cannot be read")).source(error))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+        Err(Error::unavailable(format!("the repository did not answer within {}", human::duration(limit)))
+            .hint("[archive] timeout sets how long to wait"))
+    })
+}
