@@ -168,7 +168,27 @@ impl Root {
         }
     }
 
-    /// Makes sure that an object that was found is as durable as one that was written.
+    /// Makes `folder` and what is missing above it, durably, before anything appears in it. So a folder that holds
+    /// an object has a durable way up to the root, whoever made it, and costs no fsync above itself.
+    fn make_way(&self, folder: &Path) -> io::Result<()> {
+        make_folders(folder).map_err(|e| match e.kind() {
+            // That is what a link says when the object is there. Here it is a file in the way.
+            io::ErrorKind::AlreadyExists => io::ErrorKind::NotADirectory.into(),
+            _ => e,
+        })?;
+        for folder in folder.ancestors().take_while(|f| f.starts_with(&self.path) && *f != self.path) {
+            let mut entries = fs::read_dir(folder)?.filter_map(Result::ok);
+            if entries.any(|entry| entry.file_type().is_ok_and(|kind| kind.is_file())) {
+                break;
+            }
+            // It may have been there already: made a moment ago by a process that has not come to its own fsync.
+            folder.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())?;
+        }
+        Ok(())
+    }
+
+    /// Makes sure that an object that was found is as durable as one that was written, also when it was copied here
+    /// by something else.
     fn settle_existing(&self, key: &Key) -> Result<Put> {
         let path = self.file(key);
         open_object(&path)
@@ -178,8 +198,7 @@ impl Root {
         Ok(Put::Exists)
     }
 
-    /// Makes the key's folder and every one above it durable. All of them, for one that was found may have
-    /// been made a moment ago by another process that has not come to its own fsync yet.
+    /// Makes the key's folder and every one above it durable.
     fn sync_folders(&self, key: &Key) -> Result<()> {
         let path = self.file(key);
         path.ancestors().skip(1).take_while(|folder| folder.starts_with(&self.path)).try_for_each(sync_folder)

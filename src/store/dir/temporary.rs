@@ -13,7 +13,7 @@ use std::{
 
 use rustix::fs::{Advice, FlockOperation, fadvise, flock};
 
-use super::{Put, Root, WRITING, failed, is_absent, make_folders};
+use super::{Put, Root, WRITING, failed, is_absent, make_folders, sync_folder};
 use crate::{
     error::{Error, Result},
     store::Key,
@@ -68,9 +68,9 @@ impl Temporary {
         // It is on disk; the cache belongs to the database.
         let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
         let path = root.file(key);
-        match self.link(&path) {
+        match self.link(root, &path) {
             Ok(()) => {
-                root.sync_folders(key)?;
+                path.parent().map_or(Ok(()), sync_folder)?;
                 Ok(Put::Created)
             }
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
@@ -83,14 +83,15 @@ impl Temporary {
     }
 
     /// Links the file to `path`, whose folders are made. Another process may be removing them as empty.
-    fn link(&self, path: &Path) -> io::Result<()> {
+    fn link(&self, root: &Root, path: &Path) -> io::Result<()> {
+        let attempt = || {
+            path.parent().map_or(Ok(()), |folder| root.make_way(folder))?;
+            fs::hard_link(&self.path, path)
+        };
         let mut tries = 0;
         loop {
-            match fs::hard_link(&self.path, path) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound && tries < 100 => {
-                    tries += 1;
-                    path.parent().map_or(Ok(()), make_folders)?;
-                }
+            match attempt() {
+                Err(e) if e.kind() == io::ErrorKind::NotFound && tries < 100 => tries += 1,
                 other => return other,
             }
         }
@@ -124,7 +125,7 @@ impl Temporary {
 
 fn link_failed(key: &Key, path: &Path, error: io::Error) -> Error {
     match error.kind() {
-        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+        io::ErrorKind::NotADirectory => {
             Error::invalid(format!("{key} cannot be written: part of its path is an object itself"))
         }
         io::ErrorKind::CrossesDevices => {
