@@ -366,6 +366,31 @@ async fn bodies_are_signed_unless_the_owner_says_otherwise() {
 }
 
 #[tokio::test]
+async fn over_tls_the_server_must_be_known_and_bodies_go_unsigned() {
+    let server = S3Server::start_https();
+    let mut options = options(&server);
+    options.patience = Patience::default();
+    let error = open(options.clone()).await.put(&key("a"), Bytes::from("x")).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Denied, "{error}");
+    assert!(error.hint_text().unwrap().contains("ca_file"), "{error}");
+
+    options.ca_file = Some(S3Server::authority().to_owned());
+    let (store, whole) = (open(options.clone()).await, pattern(9 << 20));
+    assert_eq!(store.put(&key("a"), whole.clone()).await.unwrap(), Put::Created);
+    assert_eq!(upload(&*store, "b", &whole).await.unwrap(), Put::Created);
+    for name in ["a", "b"] {
+        assert!(read(&*store, &key(name), u64::MAX).await.unwrap() == whole);
+    }
+    for seen in server.requests().iter().filter(|r| ["PutObject", "UploadPart"].contains(&r.operation)) {
+        assert!(seen.headers["x-amz-content-sha256"].to_str().unwrap().contains("UNSIGNED"), "{seen:?}");
+    }
+
+    options.ca_file = Some("/nowhere/authority.pem".into());
+    let error = S3Store::open(options, Arc::new(Random::from_system())).await.unwrap_err();
+    assert!(error.to_string().contains("/nowhere/authority.pem"), "{error}");
+}
+
+#[tokio::test]
 async fn the_probe_tells_who_honours_put_if_absent() {
     let folder = tempfile::tempdir().unwrap();
     let random = Arc::new(Random::from_system());

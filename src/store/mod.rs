@@ -98,6 +98,9 @@ pub trait Body: Send {
 
 /// An object that is being written piece by piece. It does not exist until [`Upload::finish`] has answered;
 /// when it is dropped before, nothing remains that a listing would show.
+///
+/// What two writers contend for is written by [`Store::put`]: some S3 servers (SeaweedFS 4.48 was seen to) let several
+/// uploads of one name that end at the same instant all win. An upload is for names that only one writer has.
 pub trait Upload: Send {
     /// Appends bytes. Waits while the store is busy, so that memory stays bounded.
     fn write(&mut self, bytes: Bytes) -> Answer<'_, ()>;

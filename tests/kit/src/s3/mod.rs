@@ -8,6 +8,7 @@ mod fault;
 
 use std::{
     net::{SocketAddr, TcpListener},
+    path::Path,
     sync::{Arc, Mutex},
     thread::JoinHandle,
 };
@@ -15,7 +16,17 @@ use std::{
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use s3s::{auth::SimpleAuth, service::S3ServiceBuilder};
-use tokio::sync::oneshot;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::oneshot,
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        ServerConfig,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    },
+};
 
 use self::{
     backend::{Backend, State},
@@ -30,10 +41,15 @@ const BUCKET: &str = "walden-test";
 const ACCESS_KEY: &str = "TESTACCESSKEY";
 const SECRET_KEY: &str = "test/secret+key";
 
+/// The certificate of 127.0.0.1 and its key, signed by an authority whose own key was thrown away.
+const CERTIFICATE: &[u8] = include_bytes!("tls/server.pem");
+const CERTIFICATE_KEY: &[u8] = include_bytes!("tls/server.key");
+
 /// A running server. It stops, and forgets everything, when this is dropped.
 #[derive(Debug)]
 pub struct S3Server {
     address: SocketAddr,
+    https: bool,
     backend: Backend,
     rules: Arc<Mutex<Vec<Fault>>>,
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -47,8 +63,27 @@ impl S3Server {
     /// # Panics
     /// When no port can be listened on.
     #[must_use]
-    #[expect(clippy::expect_used, reason = "a test cannot go on without its server")]
     pub fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    /// The same over TLS, with a certificate that [`authority`](Self::authority) vouches for.
+    ///
+    /// # Panics
+    /// When no port can be listened on.
+    #[must_use]
+    pub fn start_https() -> Self {
+        Self::start_with(Some(tls()))
+    }
+
+    /// A file with the certificate of the authority behind the servers that speak TLS.
+    #[must_use]
+    pub fn authority() -> &'static Path {
+        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/s3/tls/authority.pem"))
+    }
+
+    fn start_with(tls: Option<TlsAcceptor>) -> Self {
+        let https = tls.is_some();
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port to listen on");
         listener.set_nonblocking(true).expect("a listener that does not block");
         let address = listener.local_addr().expect("the port that was chosen");
@@ -63,16 +98,16 @@ impl S3Server {
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
-                tokio::select! { () = serve(listener, faulty) => {}, _ = stopped => {} }
+                tokio::select! { () = serve(listener, tls, faulty) => {}, _ = stopped => {} }
             });
         });
-        Self { address, backend, rules, seen, stop: Some(stop), thread: Some(thread) }
+        Self { address, https, backend, rules, seen, stop: Some(stop), thread: Some(thread) }
     }
 
     /// The URL to talk to, without a bucket. Buckets are part of the path.
     #[must_use]
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", if self.https { "https" } else { "http" }, self.address)
     }
 
     /// The bucket that is there from the start.
@@ -158,13 +193,39 @@ impl Drop for S3Server {
     }
 }
 
-async fn serve(listener: TcpListener, faulty: Faulty) {
+fn tls() -> TlsAcceptor {
+    let certificate = CertificateDer::from_pem_slice(CERTIFICATE).expect("a certificate");
+    let key = PrivateKeyDer::from_pem_slice(CERTIFICATE_KEY).expect("a key");
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions that ring knows")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .expect("a certificate that fits its key");
+    TlsAcceptor::from(Arc::new(config))
+}
+
+async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, faulty: Faulty) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
     while let Ok((stream, _)) = listener.accept().await {
-        let faulty = faulty.clone();
-        let service = service_fn(move |request| faulty.clone().answer(request));
-        let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-        // A connection that a fault broke off ends in an error; that was the wish.
-        tokio::spawn(async move { drop(connection.await) });
+        let (tls, faulty) = (tls.clone(), faulty.clone());
+        tokio::spawn(async move {
+            match tls {
+                None => converse(stream, faulty).await,
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        converse(stream, faulty).await;
+                    }
+                }
+            }
+        });
     }
+}
+
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, faulty: Faulty) {
+    let service = service_fn(move |request| faulty.clone().answer(request));
+    let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    // A connection that a fault broke off ends in an error; that was the wish.
+    drop(connection.await);
 }
