@@ -124,7 +124,7 @@ conformance! {
     directory: |_, test| on(places::directory(), test);
     s3: |_, test| on(places::s3(), test);
     s3_without_prefix: |_, test| on(places::s3_without_prefix(), test);
-    s3_elsewhere: |name, test| on_s3_elsewhere(name, test);
+    s3_elsewhere: on_s3_elsewhere;
 }
 
 #[test]
