@@ -21,6 +21,7 @@ pub(crate) use text_in_json;
 
 pub mod backup_label;
 pub mod backup_manifest;
+pub mod conninfo;
 pub mod control;
 pub mod datadir;
 pub mod history;
@@ -28,8 +29,12 @@ pub mod lsn;
 pub mod page;
 pub mod relation;
 pub mod segment;
+pub mod settings;
+pub mod sql;
+mod tls;
 pub mod version;
 
+pub use conninfo::Conninfo;
 pub use control::{ControlFile, RequiredSettings};
 pub use history::{HistoryEntry, TimelineHistory};
 pub use lsn::Lsn;
