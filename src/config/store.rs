@@ -5,26 +5,75 @@ use std::sync::Arc;
 use super::{RepositoryConfig, RepositoryUrl};
 use crate::{
     clock::Random,
-    error::{Error, Result},
-    store::{Store, dir::DirStore},
+    error::Result,
+    store::{
+        Store,
+        dir::DirStore,
+        retry::Patience,
+        s3::{Encryption, S3Options, S3Store},
+    },
 };
 
 /// The store that must be there already.
 pub async fn open_store(repository: &RepositoryConfig, random: Arc<Random>) -> Result<Arc<dyn Store>> {
-    match &repository.url {
-        RepositoryUrl::File(path) => Ok(Arc::new(DirStore::open(path.clone(), random)?)),
-        RepositoryUrl::S3 { .. } => s3(repository, random).await,
-    }
+    Ok(match &repository.url {
+        RepositoryUrl::File(path) => Arc::new(DirStore::open(path.clone(), random)?),
+        RepositoryUrl::S3 { bucket, prefix } => Arc::new(S3Store::open(s3(repository, bucket, prefix), random).await?),
+    })
 }
 
 /// The store for a repository that is to be made: a missing directory is made, a missing bucket is not.
 pub async fn create_store(repository: &RepositoryConfig, random: Arc<Random>) -> Result<Arc<dyn Store>> {
     match &repository.url {
         RepositoryUrl::File(path) => Ok(Arc::new(DirStore::create(path.clone(), random)?)),
-        RepositoryUrl::S3 { .. } => s3(repository, random).await,
+        RepositoryUrl::S3 { .. } => open_store(repository, random).await,
     }
 }
 
-async fn s3(repository: &RepositoryConfig, _random: Arc<Random>) -> Result<Arc<dyn Store>> {
-    Err(Error::internal(format!("{}: buckets are not wired up yet", repository.url)))
+fn s3(repository: &RepositoryConfig, bucket: &str, prefix: &str) -> S3Options {
+    let encryption = match repository.sse.as_deref() {
+        None => Encryption::Bucket,
+        Some("AES256") => Encryption::Aes256,
+        Some(_) => Encryption::Kms(repository.sse_kms_key_id.clone()),
+    };
+    S3Options {
+        region: repository.region.clone(),
+        endpoint: repository.endpoint.clone(),
+        path_style: repository.path_style,
+        storage_class: repository.storage_class.clone(),
+        encryption,
+        ca_file: repository.ca_file.clone(),
+        connect_timeout: repository.connect_timeout,
+        patience: Patience {
+            attempt: repository.request_timeout,
+            deadline: repository.deadline,
+            ..Patience::default()
+        },
+        ..S3Options::new(bucket, prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn what_is_configured_reaches_the_bucket() {
+        let text = r#"
+            [repository]
+            url = "s3://b/p"
+            endpoint = "http://localhost:1"
+            path_style = true
+            sse = "aws:kms"
+            sse_kms_key_id = "k"
+            deadline = "7s"
+        "#;
+        let config = Config::of(Some(("/w.toml".into(), text.into())), std::iter::empty(), &[]).unwrap();
+        let options = s3(config.repository().unwrap(), "b", "p");
+        assert_eq!((options.bucket.as_str(), options.prefix.as_str(), options.path_style), ("b", "p", true));
+        assert_eq!(options.endpoint.as_deref(), Some("http://localhost:1"));
+        assert_eq!(options.encryption, Encryption::Kms(Some("k".into())));
+        assert_eq!(options.patience.deadline, std::time::Duration::from_secs(7));
+    }
 }
