@@ -390,6 +390,54 @@ async fn over_tls_the_server_must_be_known_and_bodies_go_unsigned() {
     assert!(error.to_string().contains("/nowhere/authority.pem"), "{error}");
 }
 
+/// The name of this test, and of the variable that tells it what the environment of its process is like.
+const CREDENTIALS: &str = "credentials_come_from_the_environment_or_a_profile";
+
+#[test]
+fn credentials_come_from_the_environment_or_a_profile() {
+    if let Ok(endpoint) = std::env::var(CREDENTIALS) {
+        return put_with_what_the_chain_gives(endpoint);
+    }
+    let server = S3Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    let profile = folder.path().join("credentials");
+    let (id, secret) = (server.access_key(), server.secret_key());
+    let text = format!("[backup]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
+    std::fs::write(&profile, text).unwrap();
+    let profile = profile.to_str().unwrap();
+    // The environment of the process cannot be changed from within, so that each case is a process of its own.
+    for (environment, outcome) in [
+        (vec![("AWS_ACCESS_KEY_ID", id), ("AWS_SECRET_ACCESS_KEY", secret)], "Created"),
+        (vec![("AWS_SHARED_CREDENTIALS_FILE", profile), ("AWS_PROFILE", "backup")], "Created"),
+        (vec![("AWS_SHARED_CREDENTIALS_FILE", profile), ("AWS_PROFILE", "another")], "Denied"),
+        (vec![], "Denied"),
+    ] {
+        let inner = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", CREDENTIALS, "--nocapture"])
+            .env_clear()
+            .env("HOME", folder.path())
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .env(CREDENTIALS, server.endpoint())
+            .envs(environment.clone())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&inner.stdout).into_owned();
+        assert!(said.contains(&format!("outcome: {outcome}")), "{environment:?}: {said}");
+        assert!(!said.contains(secret));
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn put_with_what_the_chain_gives(endpoint: String) {
+    let mut options = S3Options::new("walden-test", "p");
+    (options.endpoint, options.path_style) = (Some(endpoint), true);
+    let name = key(&Random::from_system().name());
+    match open(options).await.put(&name, Bytes::from("x")).await {
+        Ok(put) => println!("outcome: {put:?}"),
+        Err(error) => println!("outcome: {:?}: {error}, hint: {:?}", error.kind(), error.hint_text().unwrap()),
+    }
+}
+
 #[tokio::test]
 async fn the_probe_tells_who_honours_put_if_absent() {
     let folder = tempfile::tempdir().unwrap();

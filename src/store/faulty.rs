@@ -116,3 +116,33 @@ impl Upload for FaultyUpload {
         Box::pin(async move { self.trouble.over(self.upload.finish()).await })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{clock::Random, store::dir::DirStore};
+
+    /// Puts `a` and then `b`, with trouble at the first; what the two calls said, and what is there afterwards.
+    async fn two_puts(trouble: Trouble) -> (Vec<bool>, Vec<String>) {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = DirStore::create(folder.path().to_owned(), Arc::new(Random::seeded(1))).unwrap();
+        let inner: Arc<dyn Store> = Arc::new(inner);
+        let store = Faulty::new(Arc::clone(&inner), 0, trouble);
+        assert!(!store.met());
+        let mut said = Vec::new();
+        for name in ["a", "b"] {
+            said.push(store.put(&Key::new(name).unwrap(), Bytes::from("x")).await.is_ok());
+        }
+        assert!(store.met());
+        let there = inner.list("", None, 9).await.unwrap();
+        (said, there.into_iter().map(|l| l.key.to_string()).collect())
+    }
+
+    #[tokio::test]
+    async fn trouble_befalls_the_call_it_is_meant_for() {
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(two_puts(Trouble::Fail).await, (vec![false, true], names(&["b"])));
+        assert_eq!(two_puts(Trouble::LoseAnswer).await, (vec![false, true], names(&["a", "b"])));
+        assert_eq!(two_puts(Trouble::Die).await, (vec![false, false], names(&[])));
+    }
+}
