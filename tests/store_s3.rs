@@ -427,6 +427,7 @@ fn credentials_come_from_the_environment_or_a_profile() {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "the test that started this process reads it")]
 #[tokio::main(flavor = "current_thread")]
 async fn put_with_what_the_chain_gives(endpoint: String) {
     let mut options = S3Options::new("walden-test", "p");

@@ -233,15 +233,20 @@ impl Root {
             Err(e) if is_absent(&e) => self.must_stand()?,
             Err(e) => return Err(failed("delete", &path, e)),
         }
-        let folders = || path.ancestors().skip(1).take_while(|f| f.starts_with(&self.path) && *f != self.path);
-        // Also when the object was gone: whoever removed it may not have lived to make that durable.
-        match folders().next() {
-            Some(folder) if folder.exists() => sync_folder(folder)?,
-            Some(_) => {}
-            None => sync_folder(&self.path)?,
+        let folders = || path.ancestors().skip(1).take_while(|f| f.starts_with(&self.path));
+        // Also when the object was gone: whoever removed it may not have lived to make that durable. Where its
+        // folder is gone as well, that is what has to be durable.
+        for folder in folders() {
+            match File::open(folder).and_then(|folder| folder.sync_all()) {
+                Err(e) if is_absent(&e) => {}
+                synced => {
+                    synced.map_err(|e| failed("make durable the folder", folder, e))?;
+                    break;
+                }
+            }
         }
         // A bucket has no empty folders. One that is not empty stays, and ends the way up.
-        let _ = folders().try_for_each(fs::remove_dir);
+        let _ = folders().filter(|f| *f != self.path).try_for_each(fs::remove_dir);
         Ok(())
     }
 
