@@ -6,6 +6,7 @@
 use std::{
     fs::{self, File},
     io::Read as _,
+    net::TcpListener,
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -116,4 +117,31 @@ fn manual_pages_are_written_to_a_folder() {
     assert_eq!(ended.status.code(), Some(0), "{}", stderr(&ended));
     let page = fs::read_to_string(here.path().join("pages/man1/walden-config.1")).unwrap();
     assert!(page.contains(".TH WALDEN-CONFIG 1"), "{page}");
+}
+
+/// A server that takes the connection and never answers, and somebody who will not wait for it.
+#[test]
+fn an_interruption_ends_the_work_and_says_so() {
+    let here = TempDir::new().unwrap();
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", server.local_addr().unwrap());
+    for signal in ["INT", "TERM"] {
+        let child = walden(here.path(), &["init"])
+            .envs([("WALDEN_REPOSITORY_URL", "s3://bucket"), ("WALDEN_REPOSITORY_ENDPOINT", endpoint.as_str())])
+            .envs([
+                ("AWS_ACCESS_KEY_ID", "key"),
+                ("AWS_SECRET_ACCESS_KEY", "hush"),
+                ("WALDEN_CLUSTER_MAIN_PGDATA", "/x"),
+            ])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let connection = server.accept().unwrap();
+        let killed = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        let ended = child.wait_with_output().unwrap();
+        assert_eq!((ended.status.code(), stderr(&ended).as_str()), (Some(130), "walden: interrupted\n"), "{signal}");
+        drop(connection);
+    }
 }

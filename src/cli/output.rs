@@ -174,10 +174,10 @@ pub fn start_logging(global: &Global) {
     };
     // Other crates may write what they send, secrets included: they stay at warnings until asked for by name.
     let usual = || tracing_subscriber::EnvFilter::new(format!("warn,walden={level}"));
-    let filter = std::env::var("WALDEN_LOG")
-        .ok()
-        .filter(|v| !v.is_empty())
-        .map_or_else(usual, |wish| tracing_subscriber::EnvFilter::try_new(&wish).unwrap_or_else(|_| usual()));
+    let wish = std::env::var("WALDEN_LOG").ok().filter(|wish| !wish.is_empty());
+    let wished = wish.as_ref().map(tracing_subscriber::EnvFilter::try_new).transpose();
+    let misread = wished.is_err();
+    let filter = wished.ok().flatten().unwrap_or_else(usual);
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| super::progress::AboveTheBar);
     // A second start (in tests) leaves the first in place.
     _ = match global.log_format {
@@ -191,4 +191,7 @@ pub fn start_logging(global: &Global) {
             tracing::subscriber::set_global_default(logs.with_ansi(ansi).with_target(false).finish())
         }
     };
+    if misread {
+        tracing::warn!("WALDEN_LOG is not understood; write it like walden=debug");
+    }
 }

@@ -26,7 +26,7 @@ impl Connection {
 impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = match self.0.split_once("://") {
-            Some((scheme, rest)) if !scheme.contains(['=', ' ']) => Some(hide_in_uri(scheme, rest)),
+            Some((scheme @ ("postgres" | "postgresql"), rest)) => hide_in_uri(scheme, rest),
             _ => hide_in_pairs(&self.0),
         };
         // What can't be understood may hold a secret anywhere.
@@ -46,14 +46,12 @@ fn is_secret(parameter: &str) -> bool {
 }
 
 /// `user:password@host/db?sslpassword=x`: the password begins at the first colon before the last `@`, so that an
-/// unescaped `@` in it is hidden too.
-fn hide_in_uri(scheme: &str, rest: &str) -> String {
+/// unescaped `@` in it is hidden too. With an `@` behind a `?` nobody can tell where a password ends.
+fn hide_in_uri(scheme: &str, rest: &str) -> Option<String> {
     let (place, query) = rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
-    // An unescaped ? or / in a password cuts it in two; the whole is hidden up to the last @.
-    let (place, query) = match query {
-        Some(query) if !place.contains('@') && query.contains('@') => (rest, None),
-        _ => (place, query),
-    };
+    if query.is_some_and(|query| query.contains('@')) {
+        return None;
+    }
     let place = match place.rsplit_once('@') {
         Some((who, host)) => match who.split_once(':') {
             Some((user, _)) => format!("{user}:{HIDDEN}@{host}"),
@@ -68,7 +66,7 @@ fn hide_in_uri(scheme: &str, rest: &str) -> String {
         });
         format!("?{}", pairs.collect::<Vec<_>>().join("&"))
     });
-    format!("{scheme}://{place}{}", query.unwrap_or_default())
+    Some(format!("{scheme}://{place}{}", query.unwrap_or_default()))
 }
 
 /// `name = value` pairs as in libpq's conninfo_parse (fe-connect.c): a value ends at a blank, or stands in single
@@ -118,7 +116,10 @@ mod tests {
             ("PASSWORD=hu\\ sh sslpassword=hush", "PASSWORD=******** sslpassword=********"),
             ("postgresql://u:hush@h:5432/db?sslmode=require", "postgresql://u:********@h:5432/db?sslmode=require"),
             ("postgres://u:hu@sh@h/db", "postgres://u:********@h/db"),
-            ("postgres://u:hu?sh@h/db", "postgres://u:********@h/db"),
+            ("postgres://u:hush/x@h/db", "postgres://u:********@h/db"),
+            ("postgres://u:hush?x@h/db", "********"),
+            ("postgres://u:x@hush?x@h/db", "********"),
+            ("postgres://h/db?password=hush&options=a@b", "********"),
             ("postgres://h/db?user=u&password=hush", "postgres://h/db?user=u&password=********"),
             ("host=h password='hush", "********"),
             ("hush", "********"),
@@ -127,6 +128,24 @@ mod tests {
             assert_eq!(connection.to_string(), shown);
             assert!(!format!("{connection:?}").contains("hush"), "{text}");
             assert_eq!(connection.reveal(), text);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_password_is_hidden_in_any_form(password in "[A-Z@:/?&#=% '\\\\]{4,12}") {
+            let quoted = password.replace('\\', r"\\").replace('\'', r"\'");
+            let escaped: String = password.bytes().map(|b| format!("%{b:02X}")).collect();
+            for text in [
+                format!("host=h password='{quoted}' user=u"),
+                format!("password = '{quoted}'"),
+                format!("postgres://u:{escaped}@h/db"),
+                format!("postgres://h/db?sslpassword={escaped}&user=u"),
+                format!("postgres://u:{password}@h/db"),
+            ] {
+                let shown = Connection::new(&text).to_string();
+                proptest::prop_assert!(!shown.contains(&password) && !shown.contains(&escaped), "{text} {shown}");
+            }
         }
     }
 }
