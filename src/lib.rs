@@ -12,6 +12,7 @@
 //! | [`config`] | walden.toml, the environment, flags: one typed value in which every error names file, key and mend |
 //! | [`cli`] | arguments in, calls down, words and tables out. No logic |
 //! | [`archive`] | push and fetch: what `archive_command` and `restore_command` ask for |
+//! | [`backup`] | the backup driver: parallel files between start and stop, parts, manifest |
 //! | [`plan`] | targets to LSNs, the path of timelines, the proof that every segment is there. Reads only |
 //! | [`repository`] | the layout of a repository: keys, documents, manifests, leases. The one place that knows what is called what |
 //! | [`postgres`] | what PostgreSQL is: LSNs, segment names, timelines, the control file. Knows nothing of repositories |
@@ -20,6 +21,7 @@
 //! | [`wal`] | reads WAL records out of segments: pages, records, commits, restore points. Bytes in, facts out |
 
 pub mod archive;
+pub mod backup;
 pub mod cli;
 pub mod clock;
 pub mod config;

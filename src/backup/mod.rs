@@ -4,6 +4,7 @@
 mod driver;
 mod part;
 mod source;
+mod throttle;
 mod workers;
 
-pub use driver::{BackupOutcome, BackupRequest, backup};
+pub use driver::{BackupOutcome, BackupRequest, Surroundings, backup};

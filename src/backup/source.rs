@@ -16,7 +16,10 @@ use std::{
 use chrono::{DateTime, Utc};
 use rustix::fs::Advice;
 
-use super::part::{Attributes, PartWriter};
+use super::{
+    part::{Attributes, PartWriter},
+    throttle::Throttle,
+};
 use crate::{
     error::{Error, Result},
     interrupt::Interrupt,
@@ -47,6 +50,17 @@ pub struct Pages {
     pub start: Lsn,
 }
 
+/// Who watches the reading, and who holds it up.
+#[derive(Clone, Copy)]
+pub struct Watch<'a> {
+    /// Who watches.
+    pub progress: &'a dyn Progress,
+    /// Who may ask to stop.
+    pub interrupt: &'a Interrupt,
+    /// How fast to read.
+    pub throttle: &'a Throttle,
+}
+
 /// A file as it was stored, with the pages that were wrong.
 pub struct Stored {
     /// What the manifest says of it.
@@ -61,8 +75,7 @@ pub fn store(
     path: &Path,
     pages: Option<Pages>,
     part: &mut PartWriter,
-    progress: &dyn Progress,
-    interrupt: &Interrupt,
+    watch: Watch<'_>,
 ) -> Result<Option<Stored>> {
     let full = root.join(path);
     let from = match File::open(&full) {
@@ -80,12 +93,13 @@ pub fn store(
     let mut buffer = vec![0; CHUNK.min(usize::try_from(size).unwrap_or(CHUNK)).max(1)];
     let (mut hasher, mut crc) = (blake3::Hasher::new(), 0);
     while reading.left > 0 {
-        interrupt.check()?;
+        watch.interrupt.check()?;
+        watch.throttle.pass(buffer.len() as u64);
         let chunk = reading.next(&mut buffer).map_err(|e| Error::io("read", &full, e))?;
         hasher.update(chunk);
         crc = crc32c::crc32c_append(crc, chunk);
         part.data(chunk)?;
-        progress.advance(chunk.len() as u64);
+        watch.progress.advance(chunk.len() as u64);
     }
     let _ = rustix::fs::fadvise(&reading.from, 0, None, Advice::DontNeed);
     let bad = reading.bad.iter().map(|block| BadPage { path: path.display().to_string(), block: *block }).collect();
@@ -96,7 +110,12 @@ pub fn store(
 }
 
 /// Stores bytes that are at hand, such as `backup_label`, as a file.
-pub fn store_bytes(path: &Path, bytes: &[u8], attributes: Attributes, part: &mut PartWriter) -> Result<repository::File> {
+pub fn store_bytes(
+    path: &Path,
+    bytes: &[u8],
+    attributes: Attributes,
+    part: &mut PartWriter,
+) -> Result<repository::File> {
     let layer = part.begin(path, bytes.len() as u64, attributes)?;
     part.data(bytes)?;
     Ok(repository::File {

@@ -13,7 +13,8 @@ use tokio::runtime::Handle;
 
 use super::{
     part::PartWriter,
-    source::{self, Pages, Stored},
+    source::{self, Pages, Stored, Watch},
+    throttle::Throttle,
 };
 use crate::{
     error::{Error, Result},
@@ -42,6 +43,8 @@ pub struct Job {
     pub relation_segment_blocks: u32,
     /// zstd's level.
     pub level: i32,
+    /// How fast to read.
+    pub throttle: Throttle,
     /// Who watches.
     pub progress: Arc<dyn Progress>,
     /// Who may ask to stop.
@@ -95,7 +98,8 @@ impl Job {
                 None => self.begin_part(runtime)?,
             };
             let pages = self.pages_of(&entry);
-            let stored = source::store(&self.root, &entry.path, pages, &mut writer, &*self.progress, &self.interrupt)?;
+            let watch = Watch { progress: &*self.progress, interrupt: &self.interrupt, throttle: &self.throttle };
+            let stored = source::store(&self.root, &entry.path, pages, &mut writer, watch)?;
             if let Some(Stored { file, bad }) = stored {
                 haul.files.push(file);
                 haul.bad.extend(bad);

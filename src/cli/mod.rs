@@ -4,11 +4,13 @@
 //! [`Command`] and its line in `dispatch`. What every subcommand needs (configuration, clock, output) comes in the
 //! [`Context`]; what its end means as an exit status is settled in [`exit`]. An error is returned, and told once, here.
 
+mod backup;
 mod completions;
 mod config;
 mod context;
 pub mod exit;
 mod init;
+mod list;
 mod man;
 mod output;
 mod programs;
@@ -108,6 +110,10 @@ pub enum Color {
 enum Command {
     /// Make the repository ready for a cluster, and print the lines for postgresql.conf
     Init(init::Args),
+    /// Take one complete backup; prints its id last
+    Backup(backup::Args),
+    /// The backups there are
+    List(list::Args),
     /// The archive by hand
     Wal(wal::Args),
     /// Show the configuration that holds and where each value came from
@@ -121,6 +127,8 @@ enum Command {
 async fn dispatch(command: Command, context: &Context) -> Result<End> {
     match command {
         Command::Init(args) => init::run(&args, context).await,
+        Command::Backup(args) => backup::run(&args, context).await,
+        Command::List(args) => list::run(&args, context).await,
         Command::Wal(args) => wal::run(&args, context).await,
         Command::Config(args) => config::run(&args, context),
         Command::Completions(args) => completions::run(&args, context),

@@ -3,6 +3,7 @@
 
 pub mod owner;
 pub mod postgres;
+pub mod protected;
 pub mod run;
 pub mod s3;
 pub mod scene;

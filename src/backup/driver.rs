@@ -1,0 +1,361 @@
+//! The flow of a backup, from the connection to the document that makes it exist.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicU32},
+    time::Duration,
+};
+
+use tokio::runtime::Handle;
+
+use super::{
+    part::Attributes,
+    source::{self, Pages},
+    throttle::Throttle,
+    workers::{self, Haul, Job},
+};
+use crate::{
+    clock::{Clock, Random},
+    error::{Error, Result},
+    interrupt::Interrupt,
+    postgres::{
+        Conninfo, ControlFile, Lsn, SegmentName, TimelineId,
+        backup_label::BackupLabel,
+        control::{CONTROL_FILE, WalLevel},
+        datadir::{self, Rules, Walk},
+        sql::{ArchiveMode, BackupStop, ServerFacts, Session},
+    },
+    progress::Progress,
+    repository::{
+        BackupDocument, BackupId, ClusterName, Directory, FORMAT, Incarnation, Manifest, PartSummary, System,
+        Tablespace, join, lease::Lease,
+    },
+    store::Store,
+};
+
+/// How a backup is to be taken.
+#[derive(Clone, Debug)]
+pub struct BackupRequest {
+    /// What the user calls it.
+    pub label: Option<String>,
+    /// The data directory, on this host.
+    pub pgdata: PathBuf,
+    /// How to reach the server that runs in it.
+    pub conninfo: Conninfo,
+    /// The incarnation as the configuration has it.
+    pub incarnation: u32,
+    /// How many files are read at a time.
+    pub parallel: usize,
+    /// zstd's level.
+    pub level: i32,
+    /// The most bytes to read in a second.
+    pub rate_limit: Option<u64>,
+    /// Paths below the data directory to leave out.
+    pub exclude: Vec<PathBuf>,
+    /// How long to wait for the archive at the end.
+    pub archive_timeout: Duration,
+}
+
+/// What goes with the work.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// The time of day.
+    pub clock: Arc<dyn Clock>,
+    /// Random names.
+    pub random: Arc<Random>,
+    /// Who watches.
+    pub progress: Arc<dyn Progress>,
+    /// Who may ask to stop.
+    pub interrupt: Interrupt,
+}
+
+/// A backup that exists.
+#[derive(Debug)]
+pub struct BackupOutcome {
+    /// Its document.
+    pub document: BackupDocument,
+    /// What a base backup cannot hold, in words.
+    pub skipped: Vec<String>,
+}
+
+/// Takes a backup.
+pub async fn backup(
+    store: Arc<dyn Store>,
+    cluster: &ClusterName,
+    request: &BackupRequest,
+    around: &Surroundings,
+) -> Result<BackupOutcome> {
+    let control = ControlFile::read(&request.pgdata)?;
+    let session = Session::open(&request.conninfo).await?;
+    let facts = session.server_facts().await?;
+    check_server(&facts, &control, request)?;
+    let incarnation = Incarnation { system: control.system, number: request.incarnation };
+    let system = System::open(store, cluster, incarnation).await?;
+    let lease = Lease::take(&system, "backup", around.clock.clone(), &around.random).await?;
+    let lease = Arc::new(tokio::sync::Mutex::new(lease));
+    let driver = Driver { system, request, around, control, facts };
+    let done = tokio::select! {
+        done = driver.run(session) => done,
+        lost = renew(lease.clone()) => Err(lost),
+    };
+    // A lease that could not be given back ends by itself.
+    if let Ok(lease) = Arc::try_unwrap(lease)
+        && let Err(error) = lease.into_inner().release().await
+    {
+        tracing::warn!(%error, "the lease of this backup was not given back");
+    }
+    done
+}
+
+async fn renew(lease: Arc<tokio::sync::Mutex<Lease>>) -> Error {
+    loop {
+        tokio::time::sleep(Lease::interval()).await;
+        if let Err(error) = lease.lock().await.renew().await {
+            return error;
+        }
+    }
+}
+
+/// What must hold before anything is begun.
+fn check_server(facts: &ServerFacts, control: &ControlFile, request: &BackupRequest) -> Result<()> {
+    if facts.system != control.system {
+        return Err(Error::invalid(format!(
+            "the server belongs to system {}, but {} to system {}",
+            facts.system,
+            request.pgdata.display(),
+            control.system
+        ))
+        .hint("correct connection or pgdata of the cluster in walden.toml"));
+    }
+    if facts.in_recovery {
+        return Err(
+            Error::invalid("the server is a standby, or still in recovery").hint("take the backup on the primary")
+        );
+    }
+    if facts.wal_level == WalLevel::Minimal {
+        return Err(Error::invalid("wal_level is minimal: what is written cannot be archived")
+            .hint("set wal_level = replica and restart the server"));
+    }
+    if facts.archive_mode == ArchiveMode::Off {
+        return Err(Error::invalid("archive_mode is off: the backup could never be recovered")
+            .hint("walden init prints the lines for postgresql.conf; a restart is needed"));
+    }
+    Ok(())
+}
+
+struct Driver<'a> {
+    system: System,
+    request: &'a BackupRequest,
+    around: &'a Surroundings,
+    control: ControlFile,
+    facts: ServerFacts,
+}
+
+impl Driver<'_> {
+    async fn run(&self, session: Session) -> Result<BackupOutcome> {
+        let id = self.new_id().await?;
+        let label = format!("walden {}", self.request.label.as_deref().unwrap_or(&id.to_string()));
+        self.around.progress.start("waiting for the checkpoint", None);
+        let started = self.around.clock.now();
+        let start = session.backup_start(&label, true).await?;
+        let walk = self.walk().await?;
+        self.around.progress.start("backing up", Some(walk.size()));
+        let job = Arc::new(self.job(id, start, &walk));
+        let mut haul = workers::run(job.clone(), self.request.parallel).await?;
+        let (stop, last) = self.last_part(&job, session).await?;
+        haul.files.extend(last.files);
+        haul.parts.extend(last.parts);
+        let stopped = self.around.clock.now();
+        let backup_label = BackupLabel::parse(&stop.label)?;
+        let timeline = backup_label.timeline;
+        let first = SegmentName::holding(timeline, backup_label.start, self.control.segment_size);
+        let last = SegmentName::holding(timeline, Lsn(stop.stop.0 - 1), self.control.segment_size);
+        self.wait_for_archive(timeline, first, last).await?;
+        let manifest = self.manifest(id, &walk, &mut haul);
+        let (size, files) = (manifest.files.iter().map(|f| f.size).sum(), manifest.files.len() as u64);
+        let tablespaces = manifest.tablespaces.clone();
+        let (manifest_blake3, length) = self.system.put_manifest(manifest, 1, self.request.level).await?;
+        haul.bad.sort_by(|a, b| (&a.path, a.block).cmp(&(&b.path, b.block)));
+        let document = BackupDocument {
+            format: FORMAT,
+            id,
+            label: self.request.label.clone(),
+            cluster: self.system.folder.cluster.clone(),
+            incarnation: self.system.folder.incarnation,
+            postgres: self.control.version,
+            server_version_num: self.facts.version_number,
+            catalog_version: self.control.catalog_version,
+            timeline,
+            start_lsn: backup_label.start,
+            checkpoint_lsn: backup_label.checkpoint,
+            stop_lsn: stop.stop,
+            started,
+            stopped,
+            first_segment: first,
+            last_segment: last,
+            size,
+            files,
+            stored: haul.parts.iter().map(|p| p.length).sum::<u64>() + length,
+            parts: haul.parts.iter().map(|p| PartSummary { number: p.number, length: p.length }).collect(),
+            references: Vec::new(),
+            manifest: 1,
+            manifest_blake3,
+            data_checksums: self.control.has_checksums(),
+            bad_pages: haul.bad,
+            tablespaces,
+            required: self.control.required,
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            walden: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        self.system.publish(&document, 1).await?;
+        self.around.progress.finish();
+        let skipped = walk.skipped.iter().map(|s| format!("{} {}", s.path.display(), s.why)).collect();
+        Ok(BackupOutcome { document, skipped })
+    }
+
+    /// The id of this second; when a backup has it already, of the next.
+    async fn new_id(&self) -> Result<BackupId> {
+        loop {
+            let id = BackupId::at(self.around.clock.now());
+            if self.system.store.list(&self.system.folder.backup(id), None, 1).await?.is_empty() {
+                return Ok(id);
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn walk(&self) -> Result<Walk> {
+        let mut rules = Rules::of(&self.control);
+        if let Some(directory) = &self.facts.stats_temp_directory {
+            rules = rules.statistics_directory(&self.request.pgdata, directory);
+        }
+        let (root, exclude) = (self.request.pgdata.clone(), self.request.exclude.clone());
+        join(
+            tokio::task::spawn_blocking(move || {
+                let mut walk = datadir::walk(&root, &rules)?;
+                walk.files.retain(|f| !exclude.iter().any(|e| f.path.starts_with(e)));
+                walk.directories.retain(|d| !exclude.iter().any(|e| d.path.starts_with(e) && d.path != *e));
+                Ok(walk)
+            })
+            .await,
+        )?
+    }
+
+    fn job(&self, backup: BackupId, start: Lsn, walk: &Walk) -> Job {
+        let files = walk.files.iter().filter(|f| !workers::is_control(f)).cloned().collect();
+        Job {
+            system: self.system.clone(),
+            backup,
+            root: self.request.pgdata.clone(),
+            pages: self.control.has_checksums().then_some(Pages { size: self.control.block_size, first: 0, start }),
+            relation_segment_blocks: self.control.relation_segment_blocks,
+            level: self.request.level,
+            throttle: Throttle::new(self.request.rate_limit),
+            progress: self.around.progress.clone(),
+            interrupt: self.around.interrupt.clone(),
+            parts: AtomicU32::new(0),
+            queue: workers::queue(files),
+        }
+    }
+
+    /// The last part: the control file, read after everything else, and what `pg_backup_stop` gives.
+    async fn last_part(&self, job: &Arc<Job>, session: Session) -> Result<(BackupStop, Haul)> {
+        self.around.interrupt.check()?;
+        let runtime = Handle::current();
+        let (control_job, pgdata) = (job.clone(), self.request.pgdata.clone());
+        let mut haul = Haul::default();
+        let attributes = Attributes { mode: 0o600, mtime: self.around.clock.now() };
+        let (part, control) = join(
+            tokio::task::spawn_blocking(move || {
+                let mut part = control_job.begin_part(&runtime)?;
+                let (_, bytes) = ControlFile::read_with_bytes(&pgdata)?;
+                let file = source::store_bytes(Path::new(CONTROL_FILE), &bytes, attributes, &mut part)?;
+                Ok::<_, Error>((part, file))
+            })
+            .await,
+        )??;
+        haul.files.push(control);
+        let stop = session.backup_stop().await?;
+        let texts = [("backup_label", stop.label.clone()), ("tablespace_map", stop.tablespace_map.clone())];
+        let (files, part) = join(
+            tokio::task::spawn_blocking(move || {
+                let mut part = part;
+                let mut files = Vec::new();
+                for (path, text) in texts.iter().filter(|(_, text)| !text.is_empty()) {
+                    files.push(source::store_bytes(Path::new(path), text.as_bytes(), attributes, &mut part)?);
+                }
+                Ok::<_, Error>((files, part.finish()?))
+            })
+            .await,
+        )??;
+        haul.files.extend(files);
+        haul.parts.push(part);
+        Ok((stop, haul))
+    }
+
+    /// A backup exists only with all WAL that makes it consistent.
+    async fn wait_for_archive(&self, timeline: TimelineId, first: SegmentName, last: SegmentName) -> Result<()> {
+        let size = self.control.segment_size;
+        let wanted = last.number(size)? - first.number(size)? + 1;
+        self.around.progress.start("waiting for the archive", None);
+        let begun = std::time::Instant::now();
+        loop {
+            self.around.interrupt.check()?;
+            let there = self.system.segments(timeline, Some(first), Some(last)).await?;
+            if there.len() as u64 == wanted {
+                return Ok(());
+            }
+            let there: HashSet<_> = there.into_iter().map(|(name, _)| name).collect();
+            let missing = (first.number(size)?..=last.number(size)?)
+                .filter_map(|n| SegmentName::from_number(timeline, n, size))
+                .find(|name| !there.contains(name));
+            let missing = missing.map_or_else(String::new, |n| n.to_string());
+            self.around.progress.message(&missing);
+            if begun.elapsed() > self.request.archive_timeout {
+                return Err(Error::failed(format!(
+                    "segment {missing} did not reach the archive within {}; without it the backup is of no use and was not recorded{}",
+                    crate::human::duration(self.request.archive_timeout),
+                    self.archiver_complaint().await,
+                ))
+                .hint("the server's log says why archive_command fails; walden check tries it"));
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// What the server itself says about its archiving, where it says something.
+    async fn archiver_complaint(&self) -> String {
+        let Ok(session) = Session::open(&self.request.conninfo).await else { return String::new() };
+        match session.archiver().await {
+            Ok(status) => match status.last_failed {
+                Some((file, at)) => format!("; archive_command last failed on {file} at {}", crate::human::time(at)),
+                None => String::new(),
+            },
+            Err(_) => String::new(),
+        }
+    }
+
+    fn manifest(&self, backup: BackupId, walk: &Walk, haul: &mut Haul) -> Manifest {
+        haul.files.sort_by(|a, b| a.path.cmp(&b.path));
+        haul.parts.sort_by_key(|p| p.number);
+        let outside = walk.tablespaces.iter().filter(|t| !t.in_place);
+        Manifest {
+            format: FORMAT,
+            backup,
+            incarnation: self.system.folder.incarnation,
+            block_size: self.control.block_size,
+            tablespaces: outside
+                .map(|t| Tablespace { oid: t.oid, location: t.location.to_string_lossy().into_owned() })
+                .collect(),
+            directories: walk
+                .directories
+                .iter()
+                .filter(|d| !d.path.as_os_str().is_empty())
+                .map(|d| Directory { path: d.path.clone(), mode: d.mode })
+                .collect(),
+            parts: haul.parts.clone(),
+            files: std::mem::take(&mut haul.files),
+        }
+    }
+}

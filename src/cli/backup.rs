@@ -1,0 +1,76 @@
+//! `walden backup`.
+
+use std::path::PathBuf;
+
+use super::{Context, Paint, exit::End};
+use crate::{
+    backup::{self, BackupOutcome, BackupRequest, Surroundings},
+    error::{Error, Result},
+    human,
+};
+
+/// The arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to call it, for people
+    #[arg(long, value_name = "TEXT")]
+    label: Option<String>,
+}
+
+pub async fn run(args: &Args, context: &Context) -> Result<End> {
+    let (config, cluster) = (context.config()?, context.cluster()?);
+    if args.label.as_ref().is_some_and(|l| l.chars().any(char::is_control) || l.len() > 200) {
+        return Err(Error::invalid("a label is one line of at most 200 bytes"));
+    }
+    let request = BackupRequest {
+        label: args.label.clone(),
+        pgdata: cluster.pgdata()?.to_path_buf(),
+        conninfo: cluster.connection()?.reveal().parse()?,
+        incarnation: cluster.incarnation,
+        parallel: config.backup.parallel,
+        level: config.backup.compression,
+        rate_limit: config.backup.rate_limit,
+        exclude: config.backup.exclude.iter().map(PathBuf::from).collect(),
+        archive_timeout: config.archive.timeout,
+    };
+    let around = Surroundings {
+        clock: context.clock.clone(),
+        random: context.random.clone(),
+        progress: context.progress(),
+        interrupt: context.interrupt(),
+    };
+    let outcome = backup::backup(context.store().await?, &cluster.name, &request, &around).await;
+    around.progress.finish();
+    tell(&outcome?, context)
+}
+
+fn tell(outcome: &BackupOutcome, context: &Context) -> Result<End> {
+    let (out, document) = (&context.output, &outcome.document);
+    for skipped in &outcome.skipped {
+        out.remark(format_args!("left out: {skipped}"));
+    }
+    for bad in &document.bad_pages {
+        out.remark(format_args!(
+            "{} page {} of {} has a wrong checksum",
+            out.paint(Paint::Bad, "damaged:"),
+            bad.block,
+            bad.path
+        ));
+    }
+    if out.json {
+        out.document(document);
+    } else {
+        let seconds = (document.stopped - document.started).to_std().unwrap_or_default();
+        out.remark(format_args!(
+            "{} in {} files, {} added to the repository, in {}; consistent at {} on timeline {}",
+            human::size(document.size),
+            document.files,
+            human::size(document.stored),
+            human::duration(seconds),
+            document.stop_lsn,
+            document.timeline,
+        ));
+        out.line(document.id);
+    }
+    Ok(if document.bad_pages.is_empty() { End::Done } else { End::DamageFound })
+}
