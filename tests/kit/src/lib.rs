@@ -7,3 +7,4 @@ pub mod protected;
 pub mod run;
 pub mod s3;
 pub mod scene;
+pub mod seaweedfs;

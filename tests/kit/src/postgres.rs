@@ -18,7 +18,7 @@ mod installation;
 mod processes;
 mod server;
 
-pub(crate) use self::installation::workspace;
+pub(crate) use self::installation::{tools, workspace};
 pub use self::{
     builder::Builder,
     cluster::Cluster,
