@@ -49,7 +49,7 @@ pub struct SeaweedFs {
     pub https_endpoint: Option<String>,
     /// A bucket that is there.
     pub bucket: String,
-    /// The id of a key that may do everything.
+    /// The id of a key that may read, write, list and delete.
     pub access_key: String,
     /// Its secret.
     pub secret_key: String,
@@ -170,7 +170,8 @@ fn find() -> Option<PathBuf> {
 fn try_start(weed: &Path, folder: &TempDir) -> Option<Started> {
     let at = |name: &str| folder.path().join(name);
     fs::create_dir_all(at("data")).expect("a folder in our own");
-    let actions = r#"["Admin","Read","Write","List","Tagging"]"#;
+    // No "Admin": for one, SeaweedFS makes every bucket that is written to.
+    let actions = r#"["Read","Write","List","Tagging"]"#;
     let keys = format!(r#"{{"accessKey":"{ACCESS_KEY}","secretKey":"{SECRET_KEY}"}}"#);
     let identities = format!(r#"{{"identities":[{{"name":"test","credentials":[{keys}],"actions":{actions}}}]}}"#);
     fs::write(at("identities.json"), identities).expect("a file in our own folder");
