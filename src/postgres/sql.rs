@@ -321,7 +321,8 @@ impl Session {
         self.one("SELECT pg_wal_replay_resume()::text", &[]).await.map(drop)
     }
 
-    /// Runs any SQL, several statements too, and gives the rows of all of them as text.
+    /// Runs any SQL, several statements too, and gives the rows of all of them as text. The search path is `pg_catalog`,
+    /// so that names of tables need their schema.
     pub async fn query(&self, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
         let answer = self.client.simple_query(sql).await.map_err(|e| self.failed("run SQL", e))?;
         let rows = answer.into_iter().filter_map(|message| match message {
