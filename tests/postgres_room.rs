@@ -1,6 +1,8 @@
 //! The postgres room held against PostgreSQL itself: `pg_controldata`, `pg_basebackup`, `pg_verifybackup` and
 //! `pg_checksums` of every version are the judges.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
