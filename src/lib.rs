@@ -11,6 +11,7 @@
 //! | [`human`], [`progress`], [`interrupt`] | sizes and times in words; how work tells how far it is; how it hears the wish to stop |
 //! | [`config`] | walden.toml, the environment, flags: one typed value in which every error names file, key and mend |
 //! | [`cli`] | arguments in, calls down, words and tables out. No logic |
+//! | [`demo`] | the show: a table is dropped by mistake, and comes back |
 //! | [`archive`] | push and fetch: what `archive_command` and `restore_command` ask for |
 //! | [`backup`] | the backup driver: parallel files between start and stop, parts, manifest |
 //! | [`plan`] | targets to LSNs, the path of timelines, the proof that every segment is there. Reads only |
@@ -25,6 +26,7 @@ pub mod backup;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod demo;
 pub mod error;
 pub mod human;
 pub mod interrupt;

@@ -8,6 +8,7 @@ mod backup;
 mod completions;
 mod config;
 mod context;
+mod demo;
 pub mod exit;
 mod init;
 mod list;
@@ -116,6 +117,8 @@ enum Command {
     List(list::Args),
     /// The archive by hand
     Wal(wal::Args),
+    /// Watch a table be dropped by mistake and come back, on a server of the demo's own
+    Demo(demo::Args),
     /// Show the configuration that holds and where each value came from
     Config(config::Args),
     /// Print a shell's completion script
@@ -130,6 +133,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<End> {
         Command::Backup(args) => backup::run(&args, context).await,
         Command::List(args) => list::run(&args, context).await,
         Command::Wal(args) => wal::run(&args, context).await,
+        Command::Demo(args) => demo::run(&args, context).await,
         Command::Config(args) => config::run(&args, context),
         Command::Completions(args) => completions::run(&args, context),
         Command::Man(args) => man::run(&args, context),

@@ -12,7 +12,10 @@ use std::{
 
 use tokio_postgres::config::{Config, SslMode};
 
-use super::tls::{Tls, Verification};
+use super::{
+    Account,
+    tls::{Tls, Verification},
+};
 use crate::error::{Error, Result};
 
 /// How long connecting may take when the string does not say.
@@ -253,7 +256,7 @@ fn complete(given: &mut Given, home: Option<&Path>) {
         given.add("port", "5432");
     }
     if given.get("user").is_none()
-        && let Some(user) = account_name()
+        && let Some(user) = Some(Account::own().name)
     {
         given.add("user", user);
     }
@@ -266,18 +269,6 @@ fn complete(given: &mut Given, home: Option<&Path>) {
             given.add("password", password);
         }
     }
-}
-
-/// The name of the account that this process runs as, by `/etc/passwd`.
-fn account_name() -> Option<String> {
-    let id = rustix::process::geteuid().as_raw().to_string();
-    let accounts = fs::read_to_string("/etc/passwd").ok()?;
-    let mut found = accounts.lines().filter_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)? == id).then(|| name.to_owned())
-    });
-    found.next()
 }
 
 /// The password for this connection in a password file (`host:port:database:user:password`, `*` for any). A file

@@ -19,6 +19,7 @@ macro_rules! text_in_json {
 
 pub(crate) use text_in_json;
 
+pub mod account;
 pub mod backup_label;
 pub mod backup_manifest;
 pub mod conninfo;
@@ -36,6 +37,7 @@ pub mod sql;
 mod tls;
 pub mod version;
 
+pub use account::Account;
 pub use conninfo::Conninfo;
 pub use control::{ControlFile, RequiredSettings};
 pub use history::{HistoryEntry, TimelineHistory};
