@@ -155,7 +155,8 @@ fn witness(cluster: &Cluster, start: &str) -> (Vec<Ended>, BTreeSet<Lsn>, BTreeM
             time = after;
         }
         let time = time.split(" UTC").next().unwrap_or_default();
-        let time = NaiveDateTime::parse_from_str(time, "%Y-%m-%d %H:%M:%S%.f").unwrap_or_else(|e| panic!("{line}: {e}"));
+        let time =
+            NaiveDateTime::parse_from_str(time, "%Y-%m-%d %H:%M:%S%.f").unwrap_or_else(|e| panic!("{line}: {e}"));
         ended.push(Ended { lsn, xid, time: time.and_utc(), committed });
     }
     assert!(ended.len() > 200 && !names.is_empty(), "pg_waldump says too little:\n{said}");
@@ -200,7 +201,11 @@ fn draw(ledger: &Ledger, rng: &mut fastrand::Rng) -> (String, Option<Lsn>) {
         kind => {
             let (name, lsn) = ledger.names.iter().nth(rng.usize(..ledger.names.len())).unwrap();
             let reached = Some(*lsn).filter(|lsn| *lsn >= ledger.earliest);
-            if kind == 10 { (format!("name:{name}"), reached.map(beyond)) } else { (format!("before:name:{name}"), reached) }
+            if kind == 10 {
+                (format!("name:{name}"), reached.map(beyond))
+            } else {
+                (format!("before:name:{name}"), reached)
+            }
         }
     }
 }
@@ -232,7 +237,9 @@ fn the_ledger_holds(installation: &Installation, place: Place<'_>, few: usize) {
     let long = std::env::var_os("WALDEN_TEST_LONG").is_some_and(|v| v == "1");
     let mut rng = fastrand::Rng::with_seed(seed);
     let p = Protected::new(installation, place, |b| {
-        b.setting("max_prepared_transactions", 10).setting("wal_keep_size", "1GB").setting("track_commit_timestamp", "on")
+        b.setting("max_prepared_transactions", 10)
+            .setting("wal_keep_size", "1GB")
+            .setting("track_commit_timestamp", "on")
     });
     let ledger = load(&p, &mut rng);
     for number in 0..if long { 200 } else { few } {
