@@ -10,7 +10,10 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{owner::Owner, postgres::workspace};
+use crate::{
+    owner::Owner,
+    postgres::{installed, workspace},
+};
 
 /// A temporary folder of the servers' user. It is removed, with all that is in it, when this is dropped.
 #[derive(Debug)]
@@ -86,12 +89,14 @@ impl Scene {
         bin.join(name)
     }
 
-    /// A run of one of Walden's programs, as the servers' user, in this folder, with a clean environment. Settings of
-    /// the environment, such as credentials, are added by the test.
+    /// A run of one of Walden's programs, as the servers' user, in this folder, with an environment that holds nothing
+    /// but where PostgreSQL's programs are. Credentials and the like are added by the test.
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
         let mut command = self.owner.command(self.program(program));
         command.current_dir(self.path()).env("HOME", self.path());
+        let servers = env::join_paths(installed().iter().map(|pg| &pg.bin)).expect("folders without a colon");
+        command.env("WALDEN_PG_BIN", servers);
         command
     }
 
