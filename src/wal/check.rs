@@ -50,6 +50,9 @@ pub enum SegmentEnd {
 /// It refuses a file unless each page carries its own address, the same version as the first, and a timeline
 /// that is neither older than the page before nor younger than the name, up to the end or up to an
 /// `XLOG_SWITCH` record. [`SegmentCheck::partial`] is content with a sound beginning.
+///
+/// One refused file is PostgreSQL's own doing: a standby with `archive_mode = always` that follows a promotion
+/// archives the old timeline's last segment, cut off at the switch, under its full name (`WalReceiverMain`).
 #[derive(Debug)]
 pub struct SegmentCheck {
     name: SegmentName,
@@ -213,7 +216,8 @@ impl SegmentCheck {
             self.end = SegmentEnd::Partial { next: address };
         } else {
             return Err(error.context(self.what()).hint(
-                "the segment is not finished or was damaged; PostgreSQL itself archives only finished segments",
+                "the segment is not finished or was damaged; PostgreSQL archives an unfinished one under its full name \
+                 only on a standby with archive_mode = always, after the server that it follows was promoted",
             ));
         }
         Ok(())
