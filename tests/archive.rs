@@ -1,6 +1,8 @@
 //! Archiving as PostgreSQL does it: `archive_command`, `restore_command`, and what must never be archived.
 
-use std::{fs, path::PathBuf};
+use std::{fs, os::unix::process::CommandExt, path::PathBuf};
+
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use walden_testkit::{
     postgres::{any, for_each_version},
@@ -152,5 +154,40 @@ fn any_segment_size_is_archived() {
         restore(&p, &name, "pg_wal/RECOVERYXLOG", &[]).expect_code(0);
         let original = fs::read(p.cluster.pgdata().join("pg_wal").join(&name)).unwrap();
         assert!(original == fs::read(p.cluster.pgdata().join("pg_wal/RECOVERYXLOG")).unwrap(), "{mb} MB");
+    }
+}
+
+#[test]
+fn kill_9_in_a_push_loses_nothing() {
+    let p = Protected::new(any(), Place::Directory, |b| b.setting("wal_keep_size", "1GB"));
+    p.cluster.psql("create table t as select generate_series(1, 1000000) as n");
+    let _ = p.archive();
+    let (repository, away) = (p.repository.clone(), p.repository.with_extension("away"));
+    fs::rename(&repository, &away).unwrap();
+    let mut init = p.command(["init"]);
+    run(&mut init).expect_code(0);
+    let mut names: Vec<_> = fs::read_dir(away.join("main")).unwrap().map(|e| e.unwrap().path()).collect();
+    let folder = names.pop().unwrap().join("wal/00000001/00000000");
+    let mut rng = fastrand::Rng::with_seed(3);
+    for entry in fs::read_dir(folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name.len() != 24 {
+            continue;
+        }
+        let path = format!("pg_wal/{name}");
+        for _ in 0..3 {
+            let mut push = p.scene.command("walden-archive");
+            push.current_dir(p.cluster.pgdata()).arg("--config").arg(&p.config).arg(&path);
+            let mut push = push.process_group(0).spawn().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(rng.u64(0..120)));
+            // The small program and what it runs; one that has ended already is as good.
+            let _ = kill_process_group(Pid::from_child(&push), Signal::KILL);
+            push.wait().unwrap();
+            // What is there under the name is whole, or it is not there.
+            let there = restore(&p, &name, "pg_wal/RECOVERYXLOG", &[]);
+            assert!(there.code == Some(0) || !object(&p, &name).exists(), "{there}");
+        }
+        archive(&p, &path).expect_code(0);
+        restore(&p, &name, "pg_wal/RECOVERYXLOG", &[]).expect_code(0);
     }
 }

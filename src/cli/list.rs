@@ -5,7 +5,8 @@ use serde_json::json;
 use super::{Align, Context, Paint, Table, exit::End};
 use crate::{
     error::Result,
-    human,
+    human, plan,
+    postgres::Lsn,
     repository::{BackupDocument, System},
 };
 
@@ -19,13 +20,19 @@ pub async fn run(_: &Args, context: &Context) -> Result<End> {
     let weaker = context.config()?.repository()?.check_then_put;
     let mut found = Vec::new();
     for system in System::all(&store, &cluster.name).await? {
-        let backups = system.backups().await?;
+        let mut backups = Vec::new();
+        for backup in system.backups().await? {
+            let reach = plan::reach(&system, &backup).await?;
+            backups.push((backup, reach));
+        }
         found.push((system, backups));
     }
     let out = &context.output;
     if out.json {
-        let systems: Vec<_> =
-            found.iter().map(|(system, backups)| json!({ "system": system.document, "backups": backups })).collect();
+        let systems: Vec<_> = found
+            .iter()
+            .map(|(system, backups)| json!({ "system": system.document, "backups": documents(backups) }))
+            .collect();
         out.document(&json!({
             "repository": store.url(),
             "cluster": cluster.name,
@@ -60,18 +67,28 @@ pub async fn run(_: &Args, context: &Context) -> Result<End> {
     Ok(End::Done)
 }
 
-fn table(backups: &[BackupDocument], context: &Context) -> Table {
+/// The documents, each with `recoverable_to`: the end of the unbroken WAL after it, on its own timeline.
+fn documents(backups: &[(BackupDocument, Option<Lsn>)]) -> Vec<serde_json::Value> {
+    let document = |(backup, reach): &(BackupDocument, Option<Lsn>)| {
+        let mut document = json!(backup);
+        document["recoverable_to"] = json!(reach);
+        document
+    };
+    backups.iter().map(document).collect()
+}
+
+fn table(backups: &[(BackupDocument, Option<Lsn>)], context: &Context) -> Table {
     let mut table = Table::new([
         ("BACKUP", Align::Left),
         ("TAKEN", Align::Left),
         ("SIZE", Align::Right),
         ("STORED", Align::Right),
         ("TL", Align::Right),
-        ("FIRST LSN", Align::Left),
-        ("CONSISTENT", Align::Left),
+        ("RECOVERABLE FROM", Align::Left),
+        ("TO", Align::Left),
         ("LABEL", Align::Left),
     ]);
-    for backup in backups {
+    for (backup, reach) in backups {
         let mut label = backup.label.clone().unwrap_or_default();
         if !backup.bad_pages.is_empty() {
             let bad = format!("{} damaged pages", backup.bad_pages.len());
@@ -83,8 +100,8 @@ fn table(backups: &[BackupDocument], context: &Context) -> Table {
             human::size(backup.size),
             human::size(backup.stored),
             backup.timeline.to_string(),
-            backup.start_lsn.to_string(),
             backup.stop_lsn.to_string(),
+            reach.map_or_else(|| context.output.paint(Paint::Bad, "its WAL is missing"), |lsn| lsn.to_string()),
             label,
         ]);
     }

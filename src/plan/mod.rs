@@ -11,6 +11,7 @@ mod scan;
 mod survey;
 mod target;
 
+pub use path::reach;
 pub use resolve::{PlanRequest, Watch, plan};
 pub use survey::{CreatedTablespace, Moment, Stop};
 pub use target::{Point, Target};
