@@ -2,8 +2,8 @@
 //! the segment.
 //!
 //! PostgreSQL takes any status from 1 to 125 for "there is no such file" and ends recovery there, so 1 is passed on
-//! from `walden` alone, which gives it for proven absence, and everything else becomes 200: PostgreSQL then stops with
-//! the truth. That is why `walden` is waited for rather than become: another program of that name, a wrapper or
+//! only with the word that `walden` says beside it for proven absence, and everything else becomes 200: PostgreSQL then
+//! stops with the truth. That is why `walden` is waited for rather than become: another program of that name, a wrapper or
 //! a loader that fails would answer in codes of its own.
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
     ffi::OsString,
     io::{self, Write},
     path::PathBuf,
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, Stdio},
 };
 
 const HELP: &str = "\
@@ -40,6 +40,8 @@ EXIT STATUS
 
 const USAGE: &str = "usage: walden-restore [--config FILE] [--cluster NAME] [--until SEGMENT] %f %p";
 const DOUBT: u8 = 200;
+/// What `walden wal fetch` says on standard output beside its status 1, and nothing else says by chance.
+const ABSENT: &[u8] = b"absent\n";
 
 fn main() -> ExitCode {
     // Rust's own code of a panic is 101: "there is no such file".
@@ -98,14 +100,17 @@ fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Wish, String> 
 
 fn fetch(arguments: &[OsString]) -> u8 {
     let walden = beside("walden").unwrap_or_else(|| "walden".into());
-    match Command::new(&walden).args(arguments).status() {
-        Ok(status) => match status.code() {
-            Some(0) => 0,
-            Some(1) => 1,
+    let delivered = || arguments.last().is_some_and(|destination| PathBuf::from(destination).is_file());
+    match Command::new(&walden).args(arguments).stderr(Stdio::inherit()).output() {
+        Ok(output) => match output.status.code() {
+            // PostgreSQL would take a file that is not there for the end of the log.
+            Some(0) if delivered() => 0,
+            Some(1) if output.stdout == ABSENT => 1,
             // It has told why.
             Some(code) if code == i32::from(DOUBT) => DOUBT,
             _ => {
-                doubt(&format!("{} ended with {status}", walden.display()), "look in the log for why, then start again")
+                let end = output.status;
+                doubt(&format!("{} ended with {end}", walden.display()), "look in the log for why, then start again")
             }
         },
         Err(error) => {

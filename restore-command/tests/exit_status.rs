@@ -36,7 +36,7 @@ fn folder(walden: Option<&str>) -> TempDir {
 
 fn run(folder: &Path, arguments: &[&str], path: &str) -> Output {
     let mut command = Command::new(folder.join("walden-restore"));
-    command.args(arguments).env("PATH", path).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(arguments).current_dir(folder).env("PATH", path).stdout(Stdio::piped()).stderr(Stdio::piped());
     let guard = one_at_a_time();
     let child = command.spawn().unwrap();
     drop(guard);
@@ -50,8 +50,13 @@ fn status(walden: Option<&str>, arguments: &[&str]) -> Option<i32> {
 #[test]
 fn delivered_and_absent_are_passed_on_and_every_other_end_is_200() {
     for (script, code) in [
-        ("exit 0", 0),
-        ("exit 1", 1),
+        (": > RECOVERYXLOG", 0),
+        ("echo absent; exit 1", 1),
+        // Some other program of that name, or a wrapper that failed: no proof of anything.
+        ("exit 0", 200),
+        ("exit 1", 200),
+        ("echo absent; exit 2", 200),
+        ("echo not absent; exit 1", 200),
         ("exit 2", 200),
         ("exit 101", 200),
         ("exit 125", 200),
@@ -61,7 +66,7 @@ fn delivered_and_absent_are_passed_on_and_every_other_end_is_200() {
         ("kill -TERM $$", 200),
         ("kill -ABRT $$", 200),
     ] {
-        assert_eq!(status(Some(script), &[NAME, "pg_wal/RECOVERYXLOG"]), Some(code), "{script}");
+        assert_eq!(status(Some(script), &[NAME, "RECOVERYXLOG"]), Some(code), "{script}");
     }
 }
 
@@ -89,9 +94,10 @@ fn wrong_usage_and_a_missing_walden_are_200() {
 
 #[test]
 fn walden_is_handed_both_names_and_how_far_the_plan_reaches() {
-    let folder = folder(Some("printf '%s\\n' \"$@\""));
+    let folder = folder(Some("printf '%s\\n' \"$@\" > handed"));
     let arguments = ["--config", "/etc/w w.toml", "--until", NAME, "00000002.history", "pg_wal/RECOVERYHISTORY"];
-    let handed = String::from_utf8(run(folder.path(), &arguments, "/nonexistent").stdout).unwrap();
+    run(folder.path(), &arguments, "/nonexistent");
+    let handed = fs::read_to_string(folder.path().join("handed")).unwrap();
     assert_eq!(
         handed,
         format!(

@@ -85,7 +85,11 @@ async fn fetch(file: WalFile, destination: &Path, until: Option<SegmentName>, co
         incarnation: cluster.incarnation,
     };
     let work = async { archive::fetch(context.store().await?, &cluster.name, &request).await };
-    let absent = || Error::not_found(format!("{file} is not in the archive"));
+    // walden-restore believes the status only with this word beside it.
+    let absent = || {
+        context.output.raw(b"absent\n");
+        Error::not_found(format!("{file} is not in the archive"))
+    };
     match within(config.archive.timeout, work).await {
         Ok(Fetched::Delivered { size }) => {
             if context.output.json {
