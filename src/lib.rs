@@ -15,6 +15,7 @@
 //! | [`archive`] | push and fetch: what `archive_command` and `restore_command` ask for |
 //! | [`backup`] | the backup driver: parallel files between start and stop, parts, manifest |
 //! | [`plan`] | targets to LSNs, the path of timelines, the proof that every segment is there. Reads only |
+//! | [`restore`] | carries out a plan: files, recovery settings, the start, adoption |
 //! | [`repository`] | the layout of a repository: keys, documents, manifests, leases. The one place that knows what is called what |
 //! | [`postgres`] | what PostgreSQL is: LSNs, segment names, timelines, the control file. Knows nothing of repositories |
 //! | [`seal`] | the byte pipeline: zstd frames, heads, seek tables, BLAKE3. Knows neither PostgreSQL nor stores |
@@ -34,6 +35,7 @@ pub mod plan;
 pub mod postgres;
 pub mod progress;
 pub mod repository;
+pub mod restore;
 pub mod seal;
 pub mod store;
 pub mod wal;

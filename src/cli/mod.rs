@@ -14,8 +14,10 @@ mod init;
 mod list;
 mod man;
 mod output;
+mod plan;
 mod programs;
 mod progress;
+mod restore;
 mod table;
 mod wal;
 
@@ -115,6 +117,10 @@ enum Command {
     Backup(backup::Args),
     /// The backups there are
     List(list::Args),
+    /// Show how a target would be reached; nothing is touched
+    Plan(plan::Args),
+    /// Recover the cluster, as it was at any instant, into a directory
+    Restore(restore::Args),
     /// The archive by hand
     Wal(wal::Args),
     /// Watch a table be dropped by mistake and come back, on a server of the demo's own
@@ -132,6 +138,8 @@ async fn dispatch(command: Command, context: &Context) -> Result<End> {
         Command::Init(args) => init::run(&args, context).await,
         Command::Backup(args) => backup::run(&args, context).await,
         Command::List(args) => list::run(&args, context).await,
+        Command::Plan(args) => plan::run(&args, context).await,
+        Command::Restore(args) => restore::run(&args, context).await,
         Command::Wal(args) => wal::run(&args, context).await,
         Command::Demo(args) => demo::run(&args, context).await,
         Command::Config(args) => config::run(&args, context),

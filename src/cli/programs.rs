@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    config::{Config, SYSTEM},
+    config::{ClusterConfig, Config, SYSTEM},
     error::{Error, Result},
+    postgres::SegmentName,
     repository::ClusterName,
 };
 
@@ -26,6 +27,27 @@ pub fn find(name: &str) -> Result<PathBuf> {
 pub fn archive_command(config: &Config, cluster: &ClusterName) -> Result<String> {
     let program = find("walden-archive")?;
     Ok(format!("{}{} %p", quoted(&program), options(config, cluster)?))
+}
+
+/// `restore_command`, with PostgreSQL's `%f` and `%p`, for the plan that ends with the segment `until` of that
+/// incarnation.
+pub fn restore_command(
+    config: &Config,
+    cluster: &ClusterConfig,
+    incarnation: u32,
+    until: SegmentName,
+) -> Result<String> {
+    let mut command = String::new();
+    if incarnation != cluster.incarnation {
+        // The plan leads into an older archive of this cluster than the configuration names.
+        let name = cluster.name.as_str().to_ascii_uppercase().replace('-', "_");
+        command.push_str(&format!("WALDEN_CLUSTER_{name}_INCARNATION={incarnation} "));
+    }
+    command.push_str(&quoted(&find("walden-restore")?));
+    if let Some(file) = config.file.as_deref() {
+        command.push_str(&format!(" --config {}", quoted(file)));
+    }
+    Ok(format!("{command} --cluster {} --until {until} \"%f\" \"%p\"", cluster.name))
 }
 
 /// The flags by which a small program finds this configuration and this cluster again.

@@ -16,7 +16,7 @@ pub use resolve::{PlanRequest, Watch, plan};
 pub use survey::{CreatedTablespace, Moment, Stop};
 pub use target::{Point, Target};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     postgres::{RequiredSettings, SegmentName, TimelineId},
@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How to reach a target.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// The cluster.
     pub cluster: ClusterName,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::target::Point;
 use crate::{
@@ -19,22 +19,22 @@ use crate::{
 };
 
 /// A transaction's end, or a restore point, in the log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment {
     /// Where its record starts.
     pub lsn: Lsn,
     /// The transaction; none of a restore point.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub xid: Option<u32>,
     /// When, by the server's clock.
     pub time: DateTime<Utc>,
     /// Whether it was rolled back.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub aborted: bool,
 }
 
 /// A tablespace that replay creates, at the path it had then.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreatedTablespace {
     /// Where the record starts.
     pub lsn: Lsn,
@@ -45,14 +45,13 @@ pub struct CreatedTablespace {
 }
 
 /// Where recovery stops.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stop {
     /// The start of the record that decides.
     pub lsn: Lsn,
     /// Whether that record is replayed.
     pub inclusive: bool,
     /// The end of that record: PostgreSQL has to read it whole.
-    #[serde(skip)]
     pub end: Lsn,
 }
 

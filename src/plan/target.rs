@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use chrono::{DateTime, Duration, FixedOffset, MappedLocalTime, NaiveDateTime, TimeZone, Utc};
 use chrono_tz::Tz;
-use serde::Serialize;
+use serde::{Deserialize, Serialize, de};
 
 use crate::{
     error::{Error, Result},
@@ -103,6 +103,14 @@ impl fmt::Display for Target {
 impl Serialize for Target {
     fn serialize<S: serde::Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
         to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Target {
+    /// Reads what was serialised, which names no time that counts from now.
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        Self::parse(&text, DateTime::UNIX_EPOCH).map_err(de::Error::custom)
     }
 }
 

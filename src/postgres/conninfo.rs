@@ -90,6 +90,12 @@ impl FromStr for Conninfo {
 }
 
 impl Conninfo {
+    /// The role to connect as.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        self.config.get_user()
+    }
+
     /// Reads a connection string. `environment` answers for `PG*` and `HOME`.
     pub fn parse(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
         let mut given =

@@ -79,6 +79,8 @@ impl Protected {
         let mut command = self.scene.walden();
         command.arg("--config").arg(&self.config).args(arguments);
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
+        // Whatever is installed besides: what it starts is the version under test.
+        command.env("WALDEN_PG_BIN", &self.cluster.installation().bin);
         command
     }
 

@@ -1,0 +1,131 @@
+//! `walden plan`, and how a plan is shown.
+
+use super::{Context, Output, Paint, exit::End};
+use crate::{
+    error::{Error, Result},
+    human,
+    plan::{self, Moment, Plan, PlanRequest, Target, Watch},
+    postgres::TimelineId,
+    repository::{BackupId, System},
+};
+
+/// The arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    wish: Wish,
+}
+
+/// What is wished for.
+#[derive(Debug, clap::Args)]
+pub struct Wish {
+    /// What to reach: latest, immediate, a time with its zone, an LSN, xid:N, name:N, or before: one of the last four
+    #[arg(long, value_name = "TARGET")]
+    pub to: String,
+    /// Begin with this backup
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<BackupId>,
+    /// Follow this timeline
+    #[arg(long, value_name = "N")]
+    pub timeline: Option<TimelineId>,
+}
+
+pub async fn run(args: &Args, context: &Context) -> Result<End> {
+    let (plan, _) = make(&args.wish, context).await?;
+    if context.output.json {
+        context.output.document(&plan);
+    } else {
+        show(&plan, &context.output);
+        for warning in &plan.warnings {
+            warn(warning, &context.output);
+        }
+    }
+    Ok(End::Done)
+}
+
+/// Makes the plan, and gives the system along that it leads through.
+pub async fn make(wish: &Wish, context: &Context) -> Result<(Plan, System)> {
+    let target = Target::parse(&wish.to, context.clock.now())?;
+    let cluster = context.cluster()?;
+    let mut systems = System::all(&context.store().await?, &cluster.name).await?;
+    let request = PlanRequest { target, backup: wish.backup, timeline: wish.timeline };
+    let plan = plan::plan(&systems, &request, &watch(context)).await?;
+    let at = systems.iter().position(|s| s.folder.incarnation == plan.incarnation);
+    let at = at.ok_or_else(|| Error::internal("a plan through an unknown system"))?;
+    Ok((plan, systems.swap_remove(at)))
+}
+
+/// Progress on the terminal, Ctrl-C heard.
+pub fn watch(context: &Context) -> Watch {
+    Watch { progress: context.progress(), interrupt: context.interrupt() }
+}
+
+/// Shows a plan: what will be there, and what it takes.
+pub fn show(plan: &Plan, output: &Output) {
+    let line = |name: &str, text: String| output.line(format_args!("  {:10} {text}", name));
+    let strong = |text: String| output.paint(Paint::Strong, text);
+    output.line(format_args!("{}", strong(format!("{} of cluster {}", plan.target, plan.cluster))));
+    let timeline = plan.timeline;
+    line(
+        "stops",
+        match plan.stop {
+            Some(stop) if stop.inclusive => {
+                format!("after the record at {}, on timeline {timeline}", strong(stop.lsn.to_string()))
+            }
+            Some(stop) => format!("just before {}, on timeline {timeline}", strong(stop.lsn.to_string())),
+            None => format!(
+                "as soon as the backup is consistent, at {}, on timeline {timeline}",
+                strong(plan.backup.stop_lsn.to_string())
+            ),
+        },
+    );
+    match &plan.last_commit {
+        Some(moment) => line("last in", transaction(moment)),
+        None if plan.stop.is_some() => line("last in", "no commit after the backup began".into()),
+        None => {}
+    }
+    if let Some(moment) = &plan.first_left_out {
+        line("first out", transaction(moment));
+    }
+    let backup = &plan.backup;
+    line(
+        "backup",
+        format!(
+            "{} (PostgreSQL {}), {} in {} files",
+            backup.id,
+            backup.postgres,
+            human::size(backup.size),
+            backup.files
+        ),
+    );
+    let segments = match plan.segments {
+        1 => "1 segment".to_owned(),
+        many => format!("{many} segments"),
+    };
+    line(
+        "WAL",
+        format!(
+            "{segments}, {} to fetch, {} to {}: all there",
+            human::size(plan.wal_bytes),
+            plan.first_segment,
+            plan.last_segment
+        ),
+    );
+    for name in &plan.prepared {
+        line("prepared", format!("\"{name}\" is unfinished at the stop"));
+    }
+}
+
+/// Shows a warning.
+pub fn warn(text: &str, output: &Output) {
+    output.line(format_args!("  {:10} {text}", output.paint(Paint::Warning, "warning")));
+}
+
+fn transaction(moment: &Moment) -> String {
+    let what = moment.xid.map_or_else(|| "restore point".to_owned(), |xid| format!("transaction {xid}"));
+    let how = if moment.aborted { "rolled back" } else { "committed" };
+    match moment.xid {
+        Some(_) => format!("{what}, {how} {}", human::exact_time(moment.time)),
+        None => format!("{what}, written {}", human::exact_time(moment.time)),
+    }
+}

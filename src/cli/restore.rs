@@ -1,0 +1,275 @@
+//! `walden restore`.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use serde_json::json;
+
+use super::{
+    Context, Output, Paint,
+    exit::End,
+    plan::{self, Wish},
+    programs,
+};
+use crate::{
+    error::{Error, Kind, Result},
+    human,
+    plan::Plan,
+    postgres::Conninfo,
+    repository::System,
+    restore::{self, Outcome, Reached, Restore, RestoreRequest, Restored, StartRequest},
+};
+
+/// The arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    wish: Wish,
+    /// The data directory to make
+    #[arg(long, value_name = "DIR")]
+    pgdata: PathBuf,
+    /// Put a tablespace elsewhere than where it was
+    #[arg(long, value_name = "OLD=NEW", value_parser = map)]
+    map: Vec<(PathBuf, PathBuf)>,
+    /// Put pg_wal elsewhere
+    #[arg(long, value_name = "DIR")]
+    waldir: Option<PathBuf>,
+    /// Make a standby that follows the archive (with --to latest)
+    #[arg(long, conflicts_with = "then")]
+    standby: bool,
+    /// What the server does at the target [default: promote for latest, else pause]
+    #[arg(long, value_enum)]
+    then: Option<Then>,
+    /// Start PostgreSQL, wait, and report what was reached
+    #[arg(long)]
+    start: bool,
+    /// Make an independent copy, whose archiving is off for good
+    #[arg(long)]
+    clone: bool,
+    /// Mend the copy that is there: keep files that are right, rewrite the others
+    #[arg(long, conflicts_with = "force")]
+    delta: bool,
+    /// Remove what is in the directory first
+    #[arg(long)]
+    force: bool,
+    /// Who is to own the files [default: the owner of the directory, or of the folder it is in]
+    #[arg(long, value_name = "USER")]
+    owner: Option<String>,
+    /// A setting for the copy until it is adopted, such as port=5433; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
+    set: Vec<(String, String)>,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
+/// What the server does at the target.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Then {
+    /// Stay read-only until somebody has looked
+    Pause,
+    /// Open a new timeline and accept writes
+    Promote,
+    /// Shut down
+    Shutdown,
+}
+
+fn map(text: &str) -> std::result::Result<(PathBuf, PathBuf), String> {
+    match text.split_once('=') {
+        Some((old, new)) if old.starts_with('/') && !new.is_empty() => Ok((old.into(), new.into())),
+        _ => Err("write it like /old/place=/new/place".into()),
+    }
+}
+
+fn setting(text: &str) -> std::result::Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value))
+            if name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.') && !name.is_empty() =>
+        {
+            Ok((name.into(), value.into()))
+        }
+        _ => Err("write it like port=5433".into()),
+    }
+}
+
+pub async fn run(args: &Args, context: &Context) -> Result<End> {
+    let mut request = request(args, context)?;
+    let (plan, system) = match restore::resumable(&request)? {
+        Some(plan) => {
+            let store = context.store().await?;
+            let system = System::open(store, &plan.cluster, plan.incarnation).await?;
+            (plan, system)
+        }
+        None => plan::make(&args.wish, context).await?,
+    };
+    let config = context.config()?;
+    let cluster = context.cluster()?;
+    request.restore_command = programs::restore_command(config, &cluster, plan.incarnation.number, plan.last_segment)?;
+    if args.start {
+        restore::find_programs(plan.backup.postgres)?;
+    }
+    let watch = plan::watch(context);
+    let prepared =
+        Restore::prepare(system, plan.clone(), request.clone(), context.clock.now()).await.map_err(unplanned)?;
+    if args.start && prepared.lacks_configuration() {
+        return Err(Error::refused("postgresql.conf is not in the backup, because it lay outside the data directory")
+            .hint("restore without --start, put one there, then start the server"));
+    }
+    let owner = prepared.owner().clone();
+    if !context.output.json {
+        show(&prepared, args, &context.output);
+        if config.file.is_none() {
+            plan::warn(
+                "the configuration comes from the environment: the server needs the same variables for restore_command",
+                &context.output,
+            );
+        }
+    }
+    if !args.yes && !context.output.confirm("Go on?", "--yes").await? {
+        context.output.remark("nothing was done");
+        return Ok(End::NeedsPerson);
+    }
+    let restored = prepared.run(&watch).await.map_err(unplanned)?;
+    if !context.output.json {
+        tell_restored(&restored, &plan, args.start, &context.output);
+    }
+    let mut reached = None;
+    if args.start {
+        let start = StartRequest {
+            pgdata: restored.pgdata.clone(),
+            owner,
+            then: request.then,
+            standby: request.standby,
+            user: user(context),
+            settings: Vec::new(),
+        };
+        let started = restore::start(&plan, &start, &watch).await.map_err(unplanned)?;
+        if let Some(server) = started.server {
+            server.leave_running();
+        }
+        if !context.output.json {
+            tell_reached(&started.reached, &restored, &plan, &context.output);
+        }
+        reached = Some(started.reached);
+    }
+    if context.output.json {
+        context.output.document(&json!({ "plan": plan, "restored": restored, "reached": reached }));
+    }
+    Ok(End::Done)
+}
+
+/// Only the planner says that a target cannot be reached.
+fn unplanned(error: Error) -> Error {
+    match (error.kind(), error.hint_text()) {
+        (Kind::NotFound, Some(hint)) => Error::failed(error.to_string()).hint(hint),
+        (Kind::NotFound, None) => Error::failed(error.to_string()),
+        _ => error,
+    }
+}
+
+fn request(args: &Args, context: &Context) -> Result<RestoreRequest> {
+    let latest = args.wish.to.trim() == "latest";
+    if args.standby && !latest {
+        return Err(
+            Error::invalid("a standby follows the archive, and stops nowhere").hint("use --to latest with --standby")
+        );
+    }
+    let mut request = RestoreRequest {
+        wish: restore::Wish {
+            to: args.wish.to.trim().to_owned(),
+            backup: args.wish.backup,
+            timeline: args.wish.timeline,
+        },
+        pgdata: args.pgdata.clone(),
+        maps: args.map.clone(),
+        waldir: args.waldir.clone(),
+        standby: args.standby,
+        then: match args.then {
+            Some(Then::Pause) => restore::Then::Pause,
+            Some(Then::Promote) => restore::Then::Promote,
+            Some(Then::Shutdown) => restore::Then::Shutdown,
+            None if latest => restore::Then::Promote,
+            None => restore::Then::Pause,
+        },
+        clone: args.clone,
+        delta: args.delta,
+        force: args.force,
+        owner: args.owner.clone(),
+        restore_command: String::new(),
+        settings: args.set.clone(),
+        parallel: context.config()?.restore.parallel,
+    };
+    request.resolve()?;
+    Ok(request)
+}
+
+/// The role that is configured, if one is.
+fn user(context: &Context) -> Option<String> {
+    let cluster = context.cluster().ok()?;
+    let conninfo: Conninfo = cluster.connection().ok()?.reveal().parse().ok()?;
+    conninfo.user().map(str::to_owned)
+}
+
+fn show(prepared: &Restore, args: &Args, output: &Output) {
+    plan::show(prepared.plan(), output);
+    let mut name = "will";
+    for step in prepared.steps() {
+        output.line(format_args!("  {name:10} {step}"));
+        name = "";
+    }
+    if args.start {
+        output.line(format_args!("  {name:10} start PostgreSQL as {}, and wait", prepared.owner().name));
+    }
+    for warning in prepared.plan().warnings.iter().chain(prepared.warnings()) {
+        plan::warn(warning, output);
+    }
+    output.flush();
+}
+
+fn tell_restored(restored: &Restored, plan: &Plan, starts: bool, output: &Output) {
+    let kept = if restored.kept > 0 { format!(", {} of them kept", restored.kept) } else { String::new() };
+    output.line(format_args!(
+        "{} backup {} into {}: {} files, {}{kept}, in {}",
+        output.paint(Paint::Good, "restored"),
+        plan.backup.id,
+        restored.pgdata.display(),
+        restored.files,
+        human::size(restored.bytes),
+        human::duration(restored.took)
+    ));
+    if restored.wal_pushed > 0 {
+        output.line(format_args!("  {} WAL files of the old directory were pushed", restored.wal_pushed));
+    }
+    if let Some(aside) = &restored.aside {
+        output.line(format_args!("  {} WAL files of the old directory lie in {}", restored.wal_aside, aside.display()));
+    }
+    if !starts {
+        output.line("start PostgreSQL there: it recovers up to the target");
+    }
+    output.flush();
+}
+
+fn tell_reached(reached: &Reached, restored: &Restored, plan: &Plan, output: &Output) {
+    let last =
+        reached.last_transaction.map(|t| format!(", last transaction {}", human::exact_time(t))).unwrap_or_default();
+    let seconds = human::duration(std::time::Duration::from_secs_f64(reached.seconds.max(0.0)));
+    let (good, lsn) = (output.paint(Paint::Good, "reached"), output.paint(Paint::Strong, reached.lsn));
+    let planned = if reached.outcome == Outcome::Following { "" } else { ", as planned" };
+    output.line(format_args!("{good} {lsn} on timeline {}{planned}{last}, in {seconds}", plan.timeline));
+    let pgdata = restored.pgdata.display();
+    let port = reached.port.map(|port| format!(" on port {port}")).unwrap_or_default();
+    let adopt = format!("  make it the cluster:  walden adopt --pgdata {pgdata}");
+    match reached.outcome {
+        Outcome::Paused => {
+            output.line(format_args!("PostgreSQL runs{port}, read-only. Look whether it is what you want; then"));
+            output.line("  open it for writing:  select pg_wal_replay_resume()");
+            output.line(adopt);
+        }
+        Outcome::Promoted => {
+            output.line(format_args!("PostgreSQL runs{port}, on the new timeline {}", reached.timeline));
+            output.line(adopt);
+        }
+        Outcome::ShutDown => output.line("PostgreSQL has shut down; started again, it stops at the same place"),
+        Outcome::Following => output.line(format_args!("PostgreSQL runs{port}, and follows the archive")),
+    }
+}
