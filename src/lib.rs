@@ -13,6 +13,7 @@
 //! | [`cli`] | arguments in, calls down, words and tables out. No logic |
 //! | [`demo`] | the show: a table is dropped by mistake, and comes back |
 //! | [`archive`] | push and fetch: what `archive_command` and `restore_command` ask for |
+//! | [`check`] | proves that archiving works, setting by setting and then end to end |
 //! | [`backup`] | the backup driver: parallel files between start and stop, parts, manifest |
 //! | [`plan`] | targets to LSNs, the path of timelines, the proof that every segment is there. Reads only |
 //! | [`restore`] | carries out a plan: files, recovery settings, the start, adoption |
@@ -24,6 +25,7 @@
 
 pub mod archive;
 pub mod backup;
+pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod config;

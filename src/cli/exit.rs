@@ -17,6 +17,8 @@ pub enum End {
     NeedsPerson,
     /// The work was done and found damaged data.
     DamageFound,
+    /// The work was done as far as it goes without the repository, which did not answer or refused the credentials.
+    Unreachable,
 }
 
 /// A family of exit codes.
@@ -62,7 +64,8 @@ impl Codes {
         match (end, self) {
             (End::Done, _) => 0,
             (_, Self::Fetch) => DOUBT,
-            (End::NeedsPerson, _) => 1,
+            (End::NeedsPerson, _) | (End::Unreachable, Self::Push) => 1,
+            (End::Unreachable, _) => 5,
             (End::DamageFound, Self::Push) => 4,
             (End::DamageFound, _) => 6,
         }

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{Context, Paint, exit::End, programs};
 use crate::{
-    config::{self, Config},
+    config::{self, Config, RepositoryConfig},
     error::{Error, Result},
     postgres::ControlFile,
     repository::{self, FORMAT, Incarnation, System, SystemDocument},
@@ -47,18 +47,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     let config = context.load(&[])?;
     let cluster = config.cluster(context.global.cluster.as_deref())?;
     let store = config::create_store(config.repository()?, context.random.clone()).await?;
-    let conditional = match probe::put_if_absent(&*store, "", &context.random).await? {
-        Probe::Honoured => true,
-        Probe::NotHonoured(how) if config.repository()?.check_then_put => {
-            context.output.remark(format_args!("warning: {} does not honour put-if-absent ({how}); accepted by conditional_writes = \"check-then-put\"", store.url()));
-            false
-        }
-        Probe::NotHonoured(how) => {
-            return Err(Error::refused(format!("{} does not honour put-if-absent: {how}", store.url())).hint(
-                "two servers that share an archive by mistake could destroy each other's WAL there. Use another store, or accept the risk for this repository: [repository] conditional_writes = \"check-then-put\"",
-            ));
-        }
-    };
+    let conditional = prove_conditions(config.repository()?, context).await?;
     repository::init(&*store, &*context.clock, &context.random).await?;
     let control = ControlFile::read(cluster.pgdata()?)?;
     let mut number = cluster.incarnation;
@@ -105,6 +94,35 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     out.line(format_args!("  archive_command = '{}'", command.replace('\'', "''")));
     out.line("\nthen:  walden check   and   walden backup");
     Ok(End::Done)
+}
+
+/// Whether the store is used with put-if-absent. One that does not honour it is refused, unless it was accepted by name.
+async fn prove_conditions(repository: &RepositoryConfig, context: &Context) -> Result<bool> {
+    let store = config::open_conditional_store(repository, context.random.clone()).await?;
+    let url = store.url();
+    let probed = probe::put_if_absent(&*store, "", &context.random).await;
+    if !repository.check_then_put {
+        return match probed? {
+            Probe::Honoured => Ok(true),
+            Probe::NotHonoured(how) => Err(Error::refused(format!("{url} does not honour put-if-absent: {how}")).hint(
+                "two servers that share an archive by mistake could destroy each other's WAL there. Use another store, or accept the risk for this repository: [repository] conditional_writes = \"check-then-put\"",
+            )),
+        };
+    }
+    let out = &context.output;
+    match probed {
+        Ok(Probe::Honoured) => {
+            out.remark(format_args!("{url} honours put-if-absent: conditional_writes = \"check-then-put\" is not needed"));
+        }
+        Ok(Probe::NotHonoured(how)) => out.remark(format_args!(
+            "warning: {url} does not honour put-if-absent ({how}); accepted by conditional_writes = \"check-then-put\""
+        )),
+        // Some stores refuse the condition itself. Whatever else is wrong, the next request will tell.
+        Err(error) => out.remark(format_args!(
+            "warning: {url} does not take conditional writes ({error}); accepted by conditional_writes = \"check-then-put\""
+        )),
+    }
+    Ok(false)
 }
 
 /// Writes walden.toml where there is none; one that is there is left alone.

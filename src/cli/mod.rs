@@ -5,6 +5,7 @@
 //! [`Context`]; what its end means as an exit status is settled in [`exit`]. An error is returned, and told once, here.
 
 mod backup;
+mod check;
 mod completions;
 mod config;
 mod context;
@@ -113,6 +114,8 @@ pub enum Color {
 enum Command {
     /// Make the repository ready for a cluster, and print the lines for postgresql.conf
     Init(init::Args),
+    /// Prove that archiving works: configuration, connection, rights, settings, and then end to end
+    Check(check::Args),
     /// Take one complete backup; prints its id last
     Backup(backup::Args),
     /// The backups there are
@@ -136,6 +139,7 @@ enum Command {
 async fn dispatch(command: Command, context: &Context) -> Result<End> {
     match command {
         Command::Init(args) => init::run(&args, context).await,
+        Command::Check(args) => check::run(&args, context).await,
         Command::Backup(args) => backup::run(&args, context).await,
         Command::List(args) => list::run(&args, context).await,
         Command::Plan(args) => plan::run(&args, context).await,

@@ -125,6 +125,9 @@ impl Stretch {
     fn text(&self, done: u64) -> String {
         let Self { label, total, began, .. } = self;
         let took = began.elapsed();
+        if done == 0 && total.is_none() {
+            return format!("{label}: {}", human::duration(took));
+        }
         let speed = match took.as_secs() {
             0 => String::new(),
             seconds => format!(", {}/s", human::size(done / seconds)),

@@ -25,7 +25,7 @@ pub use self::{
     connection::Connection,
     file::{Lookup, SYSTEM},
     reference::{first_file, reference},
-    store::{create_store, open_store},
+    store::{create_store, open_conditional_store, open_store},
     url::RepositoryUrl,
     value::Value,
 };

@@ -8,6 +8,7 @@ use crate::{
     error::Result,
     store::{
         Store,
+        check_then_put::CheckThenPut,
         dir::DirStore,
         retry::Patience,
         s3::{Encryption, S3Options, S3Store},
@@ -16,6 +17,18 @@ use crate::{
 
 /// The store that must be there already.
 pub async fn open_store(repository: &RepositoryConfig, random: Arc<Random>) -> Result<Arc<dyn Store>> {
+    match &repository.url {
+        RepositoryUrl::S3 { bucket, prefix } if repository.check_then_put => {
+            let options = S3Options { conditional_writes: false, ..s3(repository, bucket, prefix) };
+            let store = S3Store::open(options, random).await?;
+            Ok(Arc::new(CheckThenPut::new(Arc::new(store))))
+        }
+        _ => open_conditional_store(repository, random).await,
+    }
+}
+
+/// The same, asked for put-if-absent even where the configuration does without: to find out whether it honours that.
+pub async fn open_conditional_store(repository: &RepositoryConfig, random: Arc<Random>) -> Result<Arc<dyn Store>> {
     Ok(match &repository.url {
         RepositoryUrl::File(path) => Arc::new(DirStore::open(path.clone(), random)?),
         RepositoryUrl::S3 { bucket, prefix } => Arc::new(S3Store::open(s3(repository, bucket, prefix), random).await?),

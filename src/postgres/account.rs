@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::process::CommandExt,
+    os::unix::{fs::MetadataExt, process::CommandExt},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -50,6 +50,35 @@ impl Account {
         self.uid == 0
     }
 
+    /// Whether this user may read a file, as far as owners and modes tell: access control lists are not looked at.
+    /// A file that cannot be looked at from here counts as readable.
+    #[must_use]
+    pub fn may_read(&self, file: &Path) -> bool {
+        let Ok(file) = fs::canonicalize(file) else { return true };
+        let groups = self.groups();
+        let may = |path: &Path, bit: u32| {
+            fs::metadata(path).map_or(true, |m| {
+                let shift = match () {
+                    () if m.uid() == self.uid => 6,
+                    () if groups.contains(&m.gid()) => 3,
+                    () => 0,
+                };
+                m.mode() >> shift & bit == bit
+            })
+        };
+        self.is_root() || (may(&file, 4) && file.ancestors().skip(1).all(|folder| may(folder, 1)))
+    }
+
+    /// The groups it is in, its own first.
+    fn groups(&self) -> Vec<u32> {
+        let text = fs::read_to_string("/etc/group").unwrap_or_default();
+        let member = |line: &str| {
+            let fields: Vec<&str> = line.split(':').collect();
+            fields.get(3)?.split(',').any(|name| name == self.name).then(|| fields.get(2)?.parse().ok())?
+        };
+        std::iter::once(self.gid).chain(text.lines().filter_map(member)).collect()
+    }
+
     /// A command that runs as this user. Only root can run one as somebody else.
     #[must_use]
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
@@ -85,5 +114,25 @@ mod tests {
         assert!(Account::named("no such user").is_err());
         assert_eq!(Account::of(4_000_000_000, 7).name, "4000000000");
         assert_eq!(Account::own().uid, rustix::process::geteuid().as_raw());
+    }
+
+    #[test]
+    fn who_may_read_is_told_by_modes() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::TempDir::new().unwrap();
+        let file = folder.path().join("walden.toml");
+        fs::write(&file, "").unwrap();
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let (stranger, own) = (Account::of(4_000_000_000, 4_000_000_000), Account::own());
+        mode(folder.path(), 0o755);
+        mode(&file, 0o644);
+        assert!(stranger.may_read(&file) && own.may_read(&file));
+        mode(&file, 0o640);
+        assert!(!stranger.may_read(&file) && own.may_read(&file));
+        let group = fs::metadata(&file).unwrap().gid();
+        assert!(Account::of(4_000_000_000, group).may_read(&file));
+        mode(&file, 0o644);
+        mode(folder.path(), 0o700);
+        assert!(!stranger.may_read(&file) && own.may_read(&file));
     }
 }
