@@ -7,7 +7,7 @@ use walden_testkit::{
     postgres::{Builder, any, for_each_version},
     protected::{Place, Protected},
     run::{Ran, run},
-    s3::{Conditions, S3Server},
+    s3::{Conditions, Fault, S3Server, What},
 };
 
 /// What a server needs so that nothing is to be said against it.
@@ -32,6 +32,7 @@ fn check(p: &Protected, variables: &[(&str, &str)], code: i32) -> Value {
     let mut command: Command = p.command(["check", "--json"]);
     let ran = run(command.envs(variables.iter().copied()));
     ran.expect_code(code);
+    assert!(!format!("{}{}", ran.stdout, ran.stderr).contains("test/secret+key"), "a secret is told: {ran}");
     report(&ran)
 }
 
@@ -53,7 +54,6 @@ fn a_healthy_cluster_is_all_ok() {
         expect(&healthy, "archiving", "ok", &["was read back whole"]);
         let ran = p.walden(["check"]);
         assert!(ran.ok().contains("archiving works, and all is well"), "{ran}");
-        eprintln!("{ran}");
         // Nothing is left but the segments: what probed the store is gone.
         let system = p.cluster.psql("select system_identifier from pg_control_system()");
         let probes = p.repository.join(format!("main/{system}-1/probe"));
@@ -212,6 +212,12 @@ fn a_store_that_ignores_conditions_is_refused_unless_it_was_accepted_by_name() {
     std::fs::write(&file, &bytes).unwrap();
     p.walden(["wal", "push", file.to_str().unwrap()]).expect_code(4);
     assert_eq!(object().unwrap().bytes, before);
+    // PostgreSQL tells the failed command in its log, keys and all; it is not repeated here.
+    server.fault(Fault::new(What::Error(403, "AccessDenied")).on("PutObject"));
+    let denied = check(&p, &[("WALDEN_ARCHIVE_TIMEOUT", "10min")], 1);
+    expect(&denied, "archiving", "fail", &["refused access", "hint: "]);
+    assert!(p.cluster.log().contains("test/secret+key"), "what is hidden here is not even there");
+    server.heal();
     // A store that has learnt it since.
     server.set_conditions(Conditions::Honoured);
     expect(&check(&p, &[], 0), "conditional-writes", "warn", &["remove conditional_writes"]);

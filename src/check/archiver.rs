@@ -1,7 +1,7 @@
 //! How PostgreSQL itself judges its archiving. Looked at after the proof, so that failures from before, when something
 //! was still missing, do not count against what works now.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use super::{Line, host::Host, server::Server};
 use crate::{
@@ -28,7 +28,7 @@ pub(super) async fn archiver(server: &Server, host: &Host, proven: bool) -> Line
         status = server.session.archiver().await;
     }
     match status {
-        Ok(status) => judge(&status, host),
+        Ok(status) => judge(&status, server, host),
         Err(error) => Line::error(NAME, &error),
     }
 }
@@ -38,10 +38,10 @@ fn is_failing(status: &ArchiverStatus) -> bool {
     status.last_failed.is_some_and(|(_, at)| archived.is_none_or(|archived| at > archived))
 }
 
-fn judge(status: &ArchiverStatus, host: &Host) -> Line {
+fn judge(status: &ArchiverStatus, server: &Server, host: &Host) -> Line {
     match status.last_failed {
         Some((file, at)) if is_failing(status) => Line {
-            log: host.pgdata.as_deref().map(log_lines).unwrap_or_default(),
+            log: log_lines(server, host),
             ..Line::fail(
                 NAME,
                 format!(
@@ -59,8 +59,14 @@ fn judge(status: &ArchiverStatus, host: &Host) -> Line {
     }
 }
 
-/// What the end of the server's log says about archiving, where it can be read.
-pub(super) fn log_lines(pgdata: &Path) -> Vec<String> {
-    let words = ["archive", "walden", "hint:"];
-    log::log_file(pgdata).map(|log| log::last_lines_about(&log, &words, LINES)).unwrap_or_default()
+/// What the end of the server's log says about archiving, where it can be read. PostgreSQL repeats the failed command
+/// there, which may hold secrets: those lines are left out.
+pub(super) fn log_lines(server: &Server, host: &Host) -> Vec<String> {
+    let Some(log) = host.pgdata.as_deref().and_then(log::log_file) else { return Vec::new() };
+    let command = server.facts.archive_command.split('%').next().unwrap_or_default().trim();
+    let about = |line: &str| {
+        ["archive", "walden", "hint:"].iter().any(|word| line.contains(word))
+            && (command.is_empty() || !line.contains(command))
+    };
+    log::last_lines(&log, about, LINES)
 }

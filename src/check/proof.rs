@@ -59,12 +59,8 @@ pub(super) async fn prove(
     };
     around.progress.finish();
     let proven = line.verdict == Verdict::Ok;
-    told.add(if proven { line } else { with_log(line, host) });
+    told.add(if proven { line } else { Line { log: archiver::log_lines(server, host), ..line } });
     proven
-}
-
-fn with_log(line: Line, host: &Host) -> Line {
-    Line { log: host.pgdata.as_deref().map(archiver::log_lines).unwrap_or_default(), ..line }
 }
 
 async fn attempt(

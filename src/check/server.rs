@@ -197,26 +197,40 @@ fn archive_command(server: &Server, _: &Host, request: &Request<'_>) -> Option<L
             Line::fail(name, "archive_command is empty: segments wait in pg_wal until the disk is full", set)
         });
     }
+    let said = shown(command);
     let ours = command.contains("walden-archive") || command.contains("walden wal push");
     if !ours {
         return Some(Line::warn(
             name,
-            format!("'{command}' does not name walden-archive"),
+            format!("{said} does not name walden-archive"),
             format!("{set}; if it is a script around walden-archive, the proof below decides"),
         ));
     }
     if !command.contains("%p") {
-        return Some(Line::fail(name, format!("'{command}' lacks %p, the path of the segment"), set));
+        return Some(Line::fail(name, format!("{said} lacks %p, the path of the segment"), set));
     }
     let file = request.config.file.as_deref().map(|f| f.to_string_lossy());
     let named = |file: &str| command.contains(file) || file == crate::config::SYSTEM;
     match file.filter(|file| !named(file)) {
         Some(file) => Some(Line::warn(
             name,
-            format!("'{command}' does not name this configuration file, {file}"),
+            format!("{said} does not name this configuration file, {file}"),
             format!("{set}; or run walden check --config with the file that it reads"),
         )),
-        None => Some(Line::ok(name, format!("'{command}'"))),
+        None => Some(Line::ok(name, said)),
+    }
+}
+
+/// A command as it may be shown: variables that are set before it may be secrets.
+fn shown(command: &str) -> String {
+    let program = ["walden-archive", "walden wal push"].iter().find_map(|program| command.find(program));
+    match program {
+        Some(at) => {
+            let word = command[..at].rfind(char::is_whitespace).map_or(0, |blank| blank + 1);
+            format!("'{}'", &command[word..])
+        }
+        None if command.contains('=') => "the command (not shown, for it sets variables)".to_owned(),
+        None => format!("'{command}'"),
     }
 }
 
@@ -303,4 +317,22 @@ fn clock(server: &Server, _: &Host, _: &Request<'_>) -> Option<Line> {
     } else {
         Line::ok(name, "the server and this host agree")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_shown_without_what_may_be_secret() {
+        for (command, text) in [
+            ("/bin/walden-archive --config /w.toml %p", "'/bin/walden-archive --config /w.toml %p'"),
+            ("AWS_SECRET_ACCESS_KEY='hush hush' /bin/walden-archive %p", "'/bin/walden-archive %p'"),
+            ("KEY=hush walden wal push %p", "'walden wal push %p'"),
+            ("KEY=\"hush x\" cp %p /a", "the command (not shown, for it sets variables)"),
+            ("cp %p /a/%f", "'cp %p /a/%f'"),
+        ] {
+            assert_eq!(shown(command), text);
+        }
+    }
 }

@@ -29,12 +29,12 @@ pub fn log_file(pgdata: &Path) -> Option<PathBuf> {
     })
 }
 
-/// The last `count` lines near the end of a log that hold one of these words. Nothing where it cannot be read.
+/// The last `count` lines near the end of a log that are wanted. Nothing where it cannot be read.
 #[must_use]
-pub fn last_lines_about(log: &Path, words: &[&str], count: usize) -> Vec<String> {
+pub fn last_lines(log: &Path, wanted: impl Fn(&str) -> bool, count: usize) -> Vec<String> {
     let text = tail(log).unwrap_or_default();
-    let about: Vec<&str> = text.lines().filter(|line| words.iter().any(|word| line.contains(word))).collect();
-    about[about.len().saturating_sub(count)..].iter().map(|line| (*line).to_owned()).collect()
+    let found: Vec<&str> = text.lines().filter(|line| wanted(line)).collect();
+    found[found.len().saturating_sub(count)..].iter().map(|line| (*line).to_owned()).collect()
 }
 
 fn tail(log: &Path) -> Option<String> {
@@ -58,9 +58,9 @@ mod tests {
         fs::write(pgdata.path().join(CURRENT_LOGFILES), "csvlog log/a.csv\nstderr log/a.log\n").unwrap();
         let log = log_file(pgdata.path()).unwrap();
         assert!(log.ends_with("log/a.log"));
-        assert!(last_lines_about(&log, &["archive"], 2).is_empty());
+        assert!(last_lines(&log, |line| line.contains("archive"), 2).is_empty());
         fs::create_dir(pgdata.path().join("log")).unwrap();
         fs::write(&log, "archive 1\nother\narchive 2\nLOG:  archive 3\n").unwrap();
-        assert_eq!(last_lines_about(&log, &["archive"], 2), ["archive 2", "LOG:  archive 3"]);
+        assert_eq!(last_lines(&log, |line| line.contains("archive"), 2), ["archive 2", "LOG:  archive 3"]);
     }
 }
