@@ -33,9 +33,11 @@ pub(super) struct Host {
     ready: Option<(usize, Duration)>,
 }
 
+/// Looks at one thing; `None` where it is not there to be judged.
+type Check = fn(&Host, &Request<'_>) -> Option<Line>;
+
 /// The checks, in the order of their lines.
-pub(super) const CHECKS: &[fn(&Host, &Request<'_>) -> Option<Line>] =
-    &[configuration, environment, programs, data_directory, ready_files];
+pub(super) const CHECKS: &[Check] = &[configuration, environment, programs, data_directory, ready_files];
 
 impl Host {
     pub(super) fn look(request: &Request<'_>) -> Self {
@@ -159,6 +161,6 @@ fn ready_files(host: &Host, _: &Request<'_>) -> Option<Line> {
 
 /// The free space for `pg_wal` in bytes.
 pub(super) fn free_for_wal(pgdata: &Path) -> Option<u64> {
-    let space = rustix::fs::statvfs(&pgdata.join("pg_wal")).ok()?;
+    let space = rustix::fs::statvfs(pgdata.join("pg_wal")).ok()?;
     Some(space.f_bavail.saturating_mul(space.f_frsize))
 }

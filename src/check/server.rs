@@ -31,8 +31,11 @@ pub(super) struct Server {
     ahead: TimeDelta,
 }
 
+/// Looks at one thing; `None` where it is not there to be judged.
+type Check = fn(&Server, &Host, &Request<'_>) -> Option<Line>;
+
 /// The checks, in the order of their lines.
-pub(super) const CHECKS: &[fn(&Server, &Host, &Request<'_>) -> Option<Line>] = &[
+pub(super) const CHECKS: &[Check] = &[
     identity,
     version,
     role,
