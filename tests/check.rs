@@ -1,5 +1,7 @@
 //! `walden check`: what is well is called well, and what is not is named with its mend.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
 use std::process::Command;
 
 use serde_json::Value;
