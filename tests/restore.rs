@@ -278,3 +278,70 @@ fn a_copy_is_mended_and_its_newest_wal_is_saved() {
     assert!(ran.ok().contains("WAL files of the old directory"), "{ran}");
     verify(&p, &old);
 }
+
+#[test]
+fn an_adopted_copy_is_the_cluster_and_its_rows_can_be_recovered() {
+    for_each_version(|installation| {
+        let p = Protected::new(installation, Place::Directory, |b| b);
+        fill(&p);
+        let [sockets, tcp] = apart(&p);
+        let pgdata = p.scene.path().join("copy");
+        restore(&p, "latest", &pgdata, &["--start", "--then", "pause", &sockets, &tcp]).expect_code(0);
+        let copy = Cluster::attach(&pgdata, installation);
+        let adopt = || p.walden(["adopt", "--pgdata", text(&pgdata)]);
+        let early = adopt();
+        early.expect_code(4);
+        assert!(early.stderr.contains("still in recovery"), "{early}");
+        copy.psql("select pg_wal_replay_resume()");
+        while copy.psql("select pg_is_in_recovery()") == "t" {
+            sleep(Duration::from_millis(50));
+        }
+        copy.psql("insert into t values (50000, 'on the new timeline')");
+        copy.psql("select pg_switch_wal()");
+        let adopted = adopt();
+        assert!(adopted.ok().contains("timeline 2") && adopted.stdout.contains("has arrived"), "{adopted}");
+        let auto_conf = fs::read_to_string(pgdata.join("postgresql.auto.conf")).unwrap();
+        assert!(!auto_conf.contains("recovery_target") && auto_conf.contains("walden-archive"), "{auto_conf}");
+        adopt().expect_code(4);
+
+        // What the copy wrote is in the archive: a restore along its timeline has it, one along the old has not.
+        let again = p.scene.path().join("again");
+        let sockets = format!("--set=unix_socket_directories={}", p.scene.folder("sockets2").display());
+        for (timeline, rows) in [("2", "20101"), ("1", "20100")] {
+            let more = ["--timeline", timeline, "--force", "--start", "--then", "pause", &sockets, &tcp];
+            restore(&p, "latest", &again, &more).expect_code(0);
+            assert_eq!(Cluster::attach(&again, installation).psql("select count(*) from t"), rows);
+        }
+    });
+}
+
+#[test]
+fn two_copies_of_one_name_cannot_both_be_the_cluster() {
+    let p = protected();
+    let tcp = "--set=listen_addresses=";
+    let copies = ["a", "b"].map(|name| {
+        let sockets = format!("--set=unix_socket_directories={}", p.scene.folder(&format!("s{name}")).display());
+        let pgdata = p.scene.path().join(name);
+        restore(&p, "latest", &pgdata, &["--start", &sockets, tcp]).expect_code(0);
+        let copy = Cluster::attach(&pgdata, p.cluster.installation());
+        copy.psql(&format!("create table only_{name} as select 1; select pg_switch_wal()"));
+        copy
+    });
+    let [first, second] = copies.each_ref().map(|copy| p.walden(["adopt", "--pgdata", text(copy.pgdata())]));
+    first.expect_code(0);
+    second.expect_code(4);
+    assert!(second.stderr.contains("--new-incarnation"), "{second}");
+}
+
+#[test]
+fn a_clone_archives_nothing_and_is_never_adopted() {
+    let p = protected();
+    let [sockets, tcp] = apart(&p);
+    let pgdata = p.scene.path().join("clone");
+    restore(&p, "latest", &pgdata, &["--clone", "--start", &sockets, &tcp]).expect_code(0);
+    let copy = Cluster::attach(&pgdata, p.cluster.installation());
+    assert_eq!(copy.psql("show archive_mode"), "off");
+    let refused = p.walden(["adopt", "--pgdata", text(&pgdata)]);
+    refused.expect_code(4);
+    assert!(refused.stderr.contains("--clone"), "{refused}");
+}

@@ -18,12 +18,17 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args, context: &Context) -> Result<End> {
+    tell(&take(args.label.clone(), context).await?, context)
+}
+
+/// Takes a backup.
+pub async fn take(label: Option<String>, context: &Context) -> Result<BackupOutcome> {
     let (config, cluster) = (context.config()?, context.cluster()?);
-    if args.label.as_ref().is_some_and(|l| l.chars().any(char::is_control) || l.len() > 200) {
+    if label.as_ref().is_some_and(|l| l.chars().any(char::is_control) || l.len() > 200) {
         return Err(Error::invalid("a label is one line of at most 200 bytes"));
     }
     let request = BackupRequest {
-        label: args.label.clone(),
+        label,
         pgdata: cluster.pgdata()?.to_path_buf(),
         conninfo: cluster.connection()?.reveal().parse()?,
         incarnation: cluster.incarnation,
@@ -41,7 +46,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     };
     let outcome = backup::backup(context.store().await?, &cluster.name, &request, &around).await;
     around.progress.finish();
-    tell(&outcome?, context)
+    outcome
 }
 
 fn tell(outcome: &BackupOutcome, context: &Context) -> Result<End> {

@@ -4,6 +4,7 @@
 //! [`Command`] and its line in `dispatch`. What every subcommand needs (configuration, clock, output) comes in the
 //! [`Context`]; what its end means as an exit status is settled in [`exit`]. An error is returned, and told once, here.
 
+mod adopt;
 mod backup;
 mod check;
 mod completions;
@@ -124,6 +125,8 @@ enum Command {
     Plan(plan::Args),
     /// Recover the cluster, as it was at any instant, into a directory
     Restore(restore::Args),
+    /// Make a restored copy the cluster: its WAL goes to the archive from now on
+    Adopt(adopt::Args),
     /// The archive by hand
     Wal(wal::Args),
     /// Watch a table be dropped by mistake and come back, on a server of the demo's own
@@ -144,6 +147,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<End> {
         Command::List(args) => list::run(&args, context).await,
         Command::Plan(args) => plan::run(&args, context).await,
         Command::Restore(args) => restore::run(&args, context).await,
+        Command::Adopt(args) => adopt::run(&args, context).await,
         Command::Wal(args) => wal::run(&args, context).await,
         Command::Demo(args) => demo::run(&args, context).await,
         Command::Config(args) => config::run(&args, context),

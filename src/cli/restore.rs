@@ -204,7 +204,7 @@ fn request(args: &Args, context: &Context) -> Result<RestoreRequest> {
 }
 
 /// The role that is configured, if one is.
-fn user(context: &Context) -> Option<String> {
+pub fn user(context: &Context) -> Option<String> {
     let cluster = context.cluster().ok()?;
     let conninfo: Conninfo = cluster.connection().ok()?.reveal().parse().ok()?;
     conninfo.user().map(str::to_owned)

@@ -6,6 +6,7 @@
 //! `pg_control` until the very end. So it can never be started half done, and the same command goes on where it was
 //! killed. The order of the last steps is fixed in `settle`.
 
+mod adopt;
 mod clear;
 mod files;
 mod mark;
@@ -20,6 +21,7 @@ mod settle;
 mod space;
 mod start;
 
+pub use adopt::{AdoptRequest, Adopted, adopt};
 pub use mark::{Mark, unfinished};
 pub use owner::Owner;
 pub use prepare::{Restore, resumable};

@@ -57,6 +57,13 @@ impl Owner {
         }
     }
 
+    /// The owner of what is there.
+    pub fn of(path: &Path) -> Result<Self> {
+        let metadata = fs::metadata(path).map_err(|e| Error::io("stat", path, e))?;
+        let hand_over = rustix::process::geteuid().is_root() && metadata.uid() != 0;
+        Ok(Self { name: name_of(metadata.uid()), uid: metadata.uid(), gid: metadata.gid(), hand_over })
+    }
+
     /// What to hand over to, as the system's calls want it.
     #[must_use]
     pub fn ids(&self) -> Option<(Uid, Gid)> {

@@ -1,25 +1,32 @@
 //! Asking a server of this host by its socket, as the owner of its data directory: `peer` lets that user in where it
 //! turns root away.
 
-use std::{thread, time::Duration};
+use std::{path::Path, thread, time::Duration};
 
 use super::owner::Owner;
 use crate::{
     error::{Error, Result},
-    postgres::{Conninfo, server::Server, sql::Session},
+    postgres::{Conninfo, server::Postmaster, sql::Session},
 };
 
 /// A server that is just opening its socket is asked again this often, this long apart.
 const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// The roles and databases to try, in their order.
-pub fn candidates(server: &Server, owner: &Owner, user: Option<&str>) -> Result<Vec<Conninfo>> {
-    roles(owner, user).map(|role| server.conninfo(role, "postgres")).collect()
+/// The ways to reach the server of a data directory: by its socket, else by its port, as one role after the other.
+pub fn places(postmaster: &Postmaster, pgdata: &Path, owner: &Owner, user: Option<&str>) -> Result<Vec<Conninfo>> {
+    let quoted = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"));
+    let host = match postmaster.socket_directory.as_os_str().is_empty() {
+        true => "127.0.0.1".into(),
+        false => pgdata.join(&postmaster.socket_directory).to_string_lossy().into_owned(),
+    };
+    let place = format!("host={} port={} dbname=postgres", quoted(&host), postmaster.port);
+    // Nothing of the environment: PGPASSWORD and PGSSLMODE are for another server.
+    roles(owner, user).map(|role| Conninfo::parse(&format!("{place} user={}", quoted(role)), &|_| None)).collect()
 }
 
 /// The roles to try: the one that is configured, `postgres`, the one of the owner's name.
-pub fn roles<'a>(owner: &'a Owner, user: Option<&'a str>) -> impl Iterator<Item = &'a str> {
+fn roles<'a>(owner: &'a Owner, user: Option<&'a str>) -> impl Iterator<Item = &'a str> {
     let own = Some(owner.name.as_str()).filter(|name| *name != "postgres" && user != Some(name));
     user.into_iter().chain((user != Some("postgres")).then_some("postgres")).chain(own)
 }

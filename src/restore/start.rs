@@ -156,7 +156,7 @@ impl Starting<'_> {
             return self.shut_down();
         }
         let postmaster = self.server.postmaster();
-        let answer = self.ask()?;
+        let answer = self.ask(postmaster.as_ref())?;
         let replayed = answer.status.replayed.unwrap_or_default();
         let (outcome, lsn) = match (self.request.standby, self.request.then) {
             (true, _) => (Outcome::Following, replayed),
@@ -205,8 +205,10 @@ impl Starting<'_> {
     }
 
     /// Asks the server until it has done what it was to do.
-    fn ask(&mut self) -> Result<Answer> {
-        let places = session::candidates(&self.server, &self.request.owner, self.request.user.as_deref())?;
+    fn ask(&mut self, postmaster: Option<&Postmaster>) -> Result<Answer> {
+        let postmaster = postmaster.ok_or_else(|| Error::failed("the server has lost its postmaster.pid"))?;
+        let StartRequest { pgdata, owner, user, .. } = self.request;
+        let places = session::places(postmaster, pgdata, owner, user.as_deref())?;
         let (then, standby) = (self.request.then, self.request.standby);
         let (progress, interrupt) = (self.watch.progress.clone(), self.watch.interrupt.clone());
         let asking = session::as_owner(&self.request.owner, async move || {
