@@ -32,6 +32,7 @@ use super::{
 use crate::{
     clock::Random,
     error::{Error, Result},
+    human,
 };
 
 /// How the store encrypts what it keeps.
@@ -180,7 +181,8 @@ impl Call {
         let patience = self.bucket.options.patience.to_move(length);
         let silence = |time: Duration| {
             let endpoint = &self.bucket.endpoint;
-            self.error(Error::unavailable(format!("no answer from {endpoint} in {:.0} s", time.as_secs_f64())))
+            let text = format!("no answer from {endpoint} within {}", human::duration(time));
+            self.error(Error::unavailable(text).hint(errors::UNREACHED))
         };
         persist(patience, &self.bucket.random, silence, attempt).await
     }

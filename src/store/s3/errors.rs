@@ -98,10 +98,12 @@ impl Refusal<'_> {
             }
             (_, "BadDigest" | "XAmzContentSHA256Mismatch" | "IncompleteBody" | "RequestTimeout") => {
                 Error::unavailable(self.said("it did not arrive as it was sent"))
+                    .hint("something on the way to the store cuts or changes what is sent: a proxy, a bad line")
             }
             (409, "ConditionalRequestConflict" | "OperationAborted")
             | (408 | 425 | 429 | 500 | 502..=599, _)
-            | (_, "SlowDown") => Error::unavailable(self.said("the store said not now")),
+            | (_, "SlowDown") => Error::unavailable(self.said("the store said not now"))
+                .hint("it is overloaded or out of order: try again later"),
             (501, _) | (_, "NotImplemented") => Error::denied(self.said("the store cannot do this"))
                 .hint("does it know conditional writes (If-None-Match)? see conditional_writes under [repository]"),
             (401 | 403, _) => Error::denied(self.said(&format!("bucket {bucket} refused access")))
@@ -128,6 +130,10 @@ fn refused_as_old(code: &str) -> bool {
     )
 }
 
+/// The mend where nobody answered.
+pub(super) const UNREACHED: &str =
+    "is the store running, and can it be reached from this host? see `endpoint` under [repository]";
+
 fn no_answer<E: StdError + 'static>(endpoint: &str, error: &SdkError<E, HttpResponse>) -> Error {
     let chain: Vec<&dyn StdError> = std::iter::successors(error.source(), |e| (*e).source()).collect();
     let cause = chain.last().map_or_else(|| error.to_string(), ToString::to_string);
@@ -145,7 +151,8 @@ fn no_answer<E: StdError + 'static>(endpoint: &str, error: &SdkError<E, HttpResp
     }
     match error {
         SdkError::ConstructionFailure(_) => Error::invalid(format!("the request cannot be made: {cause}")),
-        SdkError::ResponseError(_) => Error::unavailable(format!("{endpoint} answered with something odd: {cause}")),
-        _ => Error::unavailable(format!("no answer from {endpoint}: {cause}")),
+        SdkError::ResponseError(_) => Error::unavailable(format!("{endpoint} answered with something odd: {cause}"))
+            .hint("is it an S3 server that stands at `endpoint` under [repository]?"),
+        _ => Error::unavailable(format!("no answer from {endpoint}: {cause}")).hint(UNREACHED),
     }
 }

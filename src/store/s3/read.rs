@@ -6,7 +6,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use bytes::Bytes;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Bucket, Call};
+use super::{Bucket, Call, errors::UNREACHED};
 use crate::{
     error::{Error, Result},
     store::{Answer, Body, Download},
@@ -149,7 +149,8 @@ impl S3Body {
                 let endpoint = &self.call.bucket.endpoint;
                 return Err(self
                     .call
-                    .error(Error::unavailable(format!("the answer of {endpoint} broke off: {cause}"))));
+                    .error(Error::unavailable(format!("the answer of {endpoint} broke off: {cause}")))
+                    .hint(UNREACHED));
             }
             self.barren += 1;
             sleep(pause).await;

@@ -1,12 +1,13 @@
 //! A cluster that Walden protects: archiving on, the repository made.
 
-use std::{ffi::OsStr, fmt::Write as _, path::PathBuf, process::Command};
+use std::{ffi::OsStr, path::PathBuf, process::Command};
 
 use crate::{
     postgres::{Builder, Cluster, Installation},
     run::{Ran, run},
     s3::S3Server,
     scene::Scene,
+    seaweedfs::SeaweedFs,
 };
 
 /// Where the repository is to be.
@@ -16,6 +17,28 @@ pub enum Place<'a> {
     Directory,
     /// The bucket of an S3 server.
     Bucket(&'a S3Server),
+    /// A prefix of its own in the bucket of a server that we did not write.
+    SeaweedFs(&'a SeaweedFs),
+}
+
+impl Place<'_> {
+    /// The `[repository]` table for a place that is a bucket, and the keys to it.
+    fn bucket(self, scene: &Scene) -> Option<(String, [(&'static str, String); 2])> {
+        let (bucket, prefix, endpoint, id, secret) = match self {
+            Place::Directory => return None,
+            Place::Bucket(s) => {
+                (s.bucket(), "walden".to_owned(), s.endpoint(), s.access_key().to_owned(), s.secret_key().to_owned())
+            }
+            Place::SeaweedFs(s) => {
+                let prefix = scene.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+                (s.bucket.as_str(), prefix, s.endpoint.clone(), s.access_key.clone(), s.secret_key.clone())
+            }
+        };
+        let table = format!(
+            "[repository]\nurl = \"s3://{bucket}/{prefix}\"\nendpoint = \"{endpoint}\"\nregion = \"us-east-1\"\npath_style = true\n"
+        );
+        Some((table, [("AWS_ACCESS_KEY_ID", id), ("AWS_SECRET_ACCESS_KEY", secret)]))
+    }
 }
 
 /// A running cluster, `walden.toml`, and a repository that archives it. Fields are dropped in this order.
@@ -38,22 +61,10 @@ impl Protected {
     pub fn new(installation: &Installation, place: Place<'_>, settings: impl FnOnce(Builder) -> Builder) -> Self {
         let scene = Scene::new();
         let repository = scene.path().join("repository");
-        let (mut repository_table, mut environment) = (String::from("[repository]\n"), Vec::new());
-        match place {
-            Place::Directory => {
-                let _ = writeln!(repository_table, "url = \"file://{}\"", repository.display());
-            }
-            Place::Bucket(server) => {
-                let _ = writeln!(
-                    repository_table,
-                    "url = \"s3://{}/walden\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\npath_style = true",
-                    server.bucket(),
-                    server.endpoint()
-                );
-                environment.push(("AWS_ACCESS_KEY_ID", server.access_key().to_owned()));
-                environment.push(("AWS_SECRET_ACCESS_KEY", server.secret_key().to_owned()));
-            }
-        }
+        let (repository_table, environment) = match place.bucket(&scene) {
+            Some((table, keys)) => (table, keys.to_vec()),
+            None => (format!("[repository]\nurl = \"file://{}\"\n", repository.display()), Vec::new()),
+        };
         let config = scene.path().join("walden.toml");
         let variables: String = environment.iter().fold(String::new(), |all, (k, v)| format!("{all}{k}={v} "));
         let command =
@@ -81,6 +92,15 @@ impl Protected {
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         // Whatever is installed besides: what it starts is the version under test.
         command.env("WALDEN_PG_BIN", &self.cluster.installation().bin);
+        command
+    }
+
+    /// A run of `walden-archive` or `walden-restore` as PostgreSQL starts them: from the data directory.
+    #[must_use]
+    pub fn small_program(&self, name: &str) -> Command {
+        let mut command = self.scene.command(name);
+        command.current_dir(self.cluster.pgdata()).arg("--config").arg(&self.config);
+        command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         command
     }
 
