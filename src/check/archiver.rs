@@ -13,11 +13,13 @@ const NAME: &str = "archiver";
 /// Statistics reach their readers a moment after the fact.
 const PATIENCE: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(250);
-/// How many lines of the server's log are shown.
-const LINES: usize = 5;
+/// How many lines of the server's log are shown: what walden said, its hint, and what PostgreSQL made of it.
+const LINES: usize = 3;
+/// What such lines hold. No more than that: other lines may tell statements of users.
+const ABOUT: [&str; 5] = ["archive command", "archive_command", "walden: ", "walden-archive: ", "hint: "];
 
 /// What `pg_stat_archiver` says. `proven` is whether a segment has just arrived, in spite of what it says.
-pub(super) async fn archiver(server: &Server, host: &Host, proven: bool) -> Line {
+pub(super) async fn archiver(server: &Server, proven: bool) -> Line {
     let mut status = server.session.archiver().await;
     for _ in 0..PATIENCE {
         match &status {
@@ -28,7 +30,7 @@ pub(super) async fn archiver(server: &Server, host: &Host, proven: bool) -> Line
         status = server.session.archiver().await;
     }
     match status {
-        Ok(status) => judge(&status, server, host),
+        Ok(status) => judge(&status),
         Err(error) => Line::error(NAME, &error),
     }
 }
@@ -38,20 +40,13 @@ fn is_failing(status: &ArchiverStatus) -> bool {
     status.last_failed.is_some_and(|(_, at)| archived.is_none_or(|archived| at > archived))
 }
 
-fn judge(status: &ArchiverStatus, server: &Server, host: &Host) -> Line {
+fn judge(status: &ArchiverStatus) -> Line {
     match status.last_failed {
-        Some((file, at)) if is_failing(status) => Line {
-            log: log_lines(server, host),
-            ..Line::fail(
-                NAME,
-                format!(
-                    "archive_command failed last, on {file} at {}, {} times in all",
-                    human::time(at),
-                    status.failed
-                ),
-                "the server's log says why",
-            )
-        },
+        Some((file, at)) if is_failing(status) => Line::fail(
+            NAME,
+            format!("archive_command failed last, on {file} at {}, {} times in all", human::time(at), status.failed),
+            "the server's log says why",
+        ),
         _ => match status.last_archived {
             Some((file, at)) => Line::ok(NAME, format!("{file} was archived last, at {}", human::time(at))),
             None => Line::ok(NAME, "nothing was archived since the statistics were reset"),
@@ -64,9 +59,7 @@ fn judge(status: &ArchiverStatus, server: &Server, host: &Host) -> Line {
 pub(super) fn log_lines(server: &Server, host: &Host) -> Vec<String> {
     let Some(log) = host.pgdata.as_deref().and_then(log::log_file) else { return Vec::new() };
     let command = server.facts.archive_command.split('%').next().unwrap_or_default().trim();
-    let about = |line: &str| {
-        ["archive", "walden", "hint:"].iter().any(|word| line.contains(word))
-            && (command.is_empty() || !line.contains(command))
-    };
+    let about =
+        |line: &str| ABOUT.iter().any(|word| line.contains(word)) && (command.is_empty() || !line.contains(command));
     log::last_lines(&log, about, LINES)
 }

@@ -170,7 +170,10 @@ fn archive_mode(server: &Server, _: &Host, request: &Request<'_>) -> Option<Line
     Some(match server.facts.archive_mode {
         ArchiveMode::On => Line::ok(name, "on"),
         ArchiveMode::Off => {
-            let mend = format!("in postgresql.conf: {}; then restart the server", request.lines_for_conf());
+            let mend = format!(
+                "in postgresql.conf set archive_mode = on and {}, and restart the server",
+                request.archive_command_line()
+            );
             Line::fail(name, "archive_mode is off: nothing is archived", restart(server, mend))
         }
         ArchiveMode::Always => Line::warn(
@@ -183,12 +186,12 @@ fn archive_mode(server: &Server, _: &Host, request: &Request<'_>) -> Option<Line
 
 fn archive_command(server: &Server, _: &Host, request: &Request<'_>) -> Option<Line> {
     let (name, facts) = ("archive-command", &server.facts);
-    let set = format!("in postgresql.conf: {}; then reload the server", request.lines_for_conf());
+    let set = format!("in postgresql.conf set {}, and reload the server", request.archive_command_line());
     if !facts.archive_library.is_empty() {
         return Some(Line::fail(
             name,
             format!("archive_library = '{}' archives in place of archive_command", facts.archive_library),
-            format!("set archive_library = '', and {set}"),
+            format!("set archive_library = ''; {set}"),
         ));
     }
     let command = facts.archive_command.as_str();
