@@ -49,10 +49,8 @@ pub fn demo(request: &DemoRequest, audience: &dyn Audience, interrupt: &Interrup
     let mut stage = Stage::new(request)?;
     let begun = Instant::now();
     let mut show = Show { audience, interrupt };
-    show.act(&format!("a PostgreSQL {} server, archiving into {}", stage.version(), stage.repository()), || {
-        stage.build()
-    })?;
-    show.act("an application: pgbench, and a table of orders", || stage.fill())?;
+    show.act(&format!("a PostgreSQL {} server, archiving", stage.version()), || stage.build())?;
+    show.act("an application: pgbench, a table of orders", || stage.fill())?;
     show.act("walden backup", || stage.backup())?;
     show.act("work goes on", || stage.work())?;
     let orders = stage.count_orders()?;
@@ -67,7 +65,7 @@ pub fn demo(request: &DemoRequest, audience: &dyn Audience, interrupt: &Interrup
         Ok(String::new())
     })?;
     audience.quote(&plan);
-    show.act(&format!("walden restore --to {target} --start"), || stage.restore(&target))?;
+    show.act("walden restore --start --then promote", || stage.restore(&target))?;
     let back = stage.count_orders()?;
     let took = wished.elapsed();
     if back != orders {

@@ -69,10 +69,6 @@ impl Stage {
         self.version
     }
 
-    pub fn repository(&self) -> &str {
-        &self.repository
-    }
-
     /// The server's user may not be able to reach the programs where they are.
     fn bring_programs(&self, from: &Path) -> Result<()> {
         let bin = self.folder.join("bin");
@@ -160,7 +156,8 @@ impl Stage {
         let log = self.folder.join("server.log");
         self.postgres("pg_ctl", &["-D", &data_text, "-l", &log.to_string_lossy(), "-w", "-s", "start"])?;
         self.serving = Some(data);
-        Ok(String::new())
+        let place = self.repository.trim_start_matches("file://");
+        Ok(format!("into {place}"))
     }
 
     pub fn fill(&self) -> Result<String> {
@@ -222,9 +219,11 @@ impl Stage {
         self.stop();
         let restored = self.restored();
         let pgdata = restored.to_string_lossy().into_owned();
-        let said = self.walden(&["-q", "restore", "--to", target, "--pgdata", &pgdata, "--yes", "--start"])?;
+        let said = self
+            .walden(&["-q", "restore", "--to", target, "--pgdata", &pgdata, "--yes", "--start", "--then", "promote"])?;
         self.serving = Some(restored);
-        Ok(said.lines().next().unwrap_or_default().to_owned())
+        let reached = said.lines().rev().find(|line| line.contains("reached")).unwrap_or_default();
+        Ok(reached.trim().split(", last").next().unwrap_or_default().to_owned())
     }
 
     fn stop(&mut self) {

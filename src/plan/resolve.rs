@@ -509,6 +509,11 @@ impl Planner<'_> {
                 survey.prepared.len()
             ));
         }
+        if let (Point::Xid(xid), true) = (&self.request.target.point, self.request.target.before) {
+            warnings.push(format!(
+                "at the stop transaction {xid} is still under way: a table that it dropped, truncated or altered is locked, and can be read only after promotion (--then promote)"
+            ));
+        }
         if !backup.bad_pages.is_empty() {
             warnings.push(format!("backup {} has {} pages with wrong checksums", backup.id, backup.bad_pages.len()));
         }
