@@ -220,10 +220,10 @@ fn expected(ledger: &Ledger, limit: Lsn) -> Vec<String> {
 /// Restores a target, starts the copy, and gives the rows it holds.
 fn restored(p: &Protected, installation: &Installation, target: &str, number: usize) -> Vec<String> {
     let pgdata = p.scene.path().join(format!("restored-{number}"));
-    p.walden(["-q", "restore", "--yes", "--to", target, "--pgdata", pgdata.to_str().unwrap()]).expect_code(0);
-    let mut copy = Cluster::adopt(&pgdata, installation);
-    copy.start();
-    copy.wait_for("select case when pg_is_in_recovery() then pg_get_wal_replay_pause_state() else 'promoted' end in ('paused', 'promoted')", "t");
+    // With --start the restore itself compares what was reached with the plan.
+    p.walden(["-q", "restore", "--yes", "--start", "--to", target, "--pgdata", pgdata.to_str().unwrap()])
+        .expect_code(0);
+    let mut copy = Cluster::attach(&pgdata, installation);
     let mut rows: Vec<String> = copy.psql("select row from ledger").lines().map(str::to_owned).collect();
     rows.sort();
     copy.stop(Stop::Immediate);
@@ -236,12 +236,14 @@ fn the_ledger_holds(installation: &Installation, place: Place<'_>, few: usize) {
     let seed = std::env::var("WALDEN_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
     let long = std::env::var_os("WALDEN_TEST_LONG").is_some_and(|v| v == "1");
     let mut rng = fastrand::Rng::with_seed(seed);
-    let p = Protected::new(installation, place, |b| {
+    let mut p = Protected::new(installation, place, |b| {
         b.setting("max_prepared_transactions", 10)
             .setting("wal_keep_size", "1GB")
             .setting("track_commit_timestamp", "on")
     });
     let ledger = load(&p, &mut rng);
+    // The copies take its port.
+    p.cluster.stop(Stop::Fast);
     for number in 0..if long { 200 } else { few } {
         let (target, limit) = draw(&ledger, &mut rng);
         let what = format!("PostgreSQL {}, seed {seed}, target {number}: {target}", installation.major);

@@ -173,7 +173,8 @@ pub fn start_logging(global: &Global) {
         (_, _) => "trace",
     };
     // Other crates may write what they send, secrets included: they stay at warnings until asked for by name.
-    let usual = || tracing_subscriber::EnvFilter::new(format!("warn,walden={level}"));
+    // The SDK warns of each place where it found no credentials; the error that follows says it once.
+    let usual = || tracing_subscriber::EnvFilter::new(format!("warn,aws_config=error,walden={level}"));
     let wish = std::env::var("WALDEN_LOG").ok().filter(|wish| !wish.is_empty());
     let wished = wish.as_ref().map(tracing_subscriber::EnvFilter::try_new).transpose();
     let misread = wished.is_err();
