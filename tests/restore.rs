@@ -98,8 +98,18 @@ fn every_way_to_stop_is_reached_and_reported() {
     let xid = xid.lines().find(|l| l.parse::<u64>().is_ok()).unwrap().to_owned();
     p.cluster.psql("select pg_create_restore_point('here')");
     p.cluster.psql("insert into t values (30001, 'after')");
+    let drop = p.cluster.psql("begin; select pg_current_xact_id(); drop table t; commit");
+    let drop = drop.lines().find(|l| l.parse::<u64>().is_ok()).unwrap().to_owned();
     p.archive();
     let [sockets, tcp] = apart(&p);
+    // A dropped table is there, and locked by the transaction that was about to drop it.
+    let pgdata = p.scene.path().join("dropped");
+    let ran = restore(&p, &format!("before:xid:{drop}"), &pgdata, &["--start", &sockets, &tcp]);
+    assert!(ran.ok().contains(" public.t cannot be read before it is open for writing"), "{ran}");
+    let copy = Cluster::attach(&pgdata, p.cluster.installation());
+    copy.psql("select pg_wal_replay_resume()");
+    assert_eq!(copy.psql("select count(*) from t"), "20102");
+    std::mem::drop(copy);
     for (number, (to, then, rows)) in [
         (format!("before:xid:{xid}"), "pause", "20100"),
         (format!("xid:{xid}"), "pause", "20101"),

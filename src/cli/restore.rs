@@ -116,7 +116,8 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
             .hint("restore without --start, put one there, then start the server"));
     }
     let owner = prepared.owner().clone();
-    if !context.output.json {
+    // Whoever wants it quiet and has said yes has read the plan, or never will.
+    if !(context.output.json || context.output.quiet && args.yes) {
         show(&prepared, args, &context.output);
         if config.file.is_none() {
             plan::warn(
@@ -262,6 +263,15 @@ fn tell_reached(reached: &Reached, restored: &Restored, plan: &Plan, output: &Ou
     match reached.outcome {
         Outcome::Paused => {
             output.line(format_args!("PostgreSQL runs{port}, read-only. Look whether it is what you want; then"));
+            if !reached.locked.is_empty() {
+                plan::warn(
+                    &format!(
+                        "{} cannot be read before it is open for writing: a transaction that was under way has locked it",
+                        reached.locked.join(", ")
+                    ),
+                    output,
+                );
+            }
             output.line("  open it for writing:  select pg_wal_replay_resume()");
             output.line(adopt);
         }

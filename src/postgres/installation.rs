@@ -33,7 +33,12 @@ pub fn bin_directory(version: Version) -> Result<PathBuf> {
     let mut candidates = listed(BIN_VARIABLE);
     candidates.extend(listed("PATH"));
     candidates.extend(packaged.iter().map(PathBuf::from));
-    candidates.into_iter().find(|directory| version_in(directory) == Some(version)).ok_or_else(|| {
+    let found = candidates.into_iter().find(|directory| version_in(directory) == Some(version)).map(|directory| {
+        // A link to one program has its companions where it leads.
+        let program = fs::canonicalize(directory.join("postgres")).ok();
+        program.and_then(|program| program.parent().map(Path::to_path_buf)).unwrap_or(directory)
+    });
+    found.ok_or_else(|| {
         Error::not_found(format!("the programs of PostgreSQL {version} are not on this machine")).hint(format!(
             "install the server package of PostgreSQL {version}, or name the directory of its programs in {BIN_VARIABLE}"
         ))

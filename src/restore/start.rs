@@ -69,6 +69,10 @@ pub struct Reached {
     pub lsn: Lsn,
     /// When the last replayed transaction committed or aborted, where the server could be asked.
     pub last_transaction: Option<DateTime<Utc>>,
+    /// Tables that nobody can read while the server waits: a transaction that was under way at the target has locked
+    /// them, as one that drops a table does.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub locked: Vec<String>,
     /// The timeline that the server is on.
     pub timeline: TimelineId,
     /// Its port, while it runs.
@@ -137,7 +141,16 @@ struct Starting<'a> {
 struct Answer {
     status: RecoveryStatus,
     timeline: TimelineId,
+    locked: Vec<String>,
 }
+
+/// Replay holds the exclusive locks of transactions that have not ended (`StandbyAcquireAccessExclusiveLock`).
+const LOCKED: &str = "SELECT DISTINCT CASE WHEN d.datname = current_database() THEN c.oid::regclass::text \
+     ELSE format('relation %s of database %s', l.relation, d.datname) END \
+     FROM pg_locks l JOIN pg_stat_activity a USING (pid) LEFT JOIN pg_database d ON d.oid = l.database \
+     LEFT JOIN pg_class c ON c.oid = l.relation \
+     WHERE a.backend_type = 'startup' AND l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.granted \
+     AND (d.datname <> current_database() OR c.relkind IN ('r', 'p', 'm')) ORDER BY 1 LIMIT 20";
 
 impl Starting<'_> {
     fn follow(mut self) -> Result<Started> {
@@ -167,7 +180,8 @@ impl Starting<'_> {
             compare(self.plan, lsn)?;
         }
         let timeline = if outcome == Outcome::Promoted { answer.timeline } else { self.plan.timeline };
-        let reached = self.reached(outcome, lsn, answer.status.last_transaction, timeline, postmaster);
+        let mut reached = self.reached(outcome, lsn, answer.status.last_transaction, timeline, postmaster);
+        reached.locked = answer.locked;
         Ok(Started { reached, server: Some(self.server) })
     }
 
@@ -197,6 +211,7 @@ impl Starting<'_> {
             outcome,
             lsn,
             last_transaction,
+            locked: Vec::new(),
             timeline,
             port: postmaster.as_ref().map(|p| p.port),
             socket_directory: postmaster.map(|p| p.socket_directory),
@@ -256,7 +271,8 @@ async fn until_done(
         let done = standby || if then == Then::Promote { !status.in_recovery } else { status.paused };
         if done {
             let timeline = session.server_facts().await?.timeline;
-            return Ok(Answer { status, timeline });
+            let locked = if status.paused { session.query(LOCKED).await? } else { Vec::new() };
+            return Ok(Answer { status, timeline, locked: locked.into_iter().flatten().flatten().collect() });
         }
         if !status.in_recovery {
             return Err(Error::failed("the server has left recovery, where it was to wait"));
