@@ -102,8 +102,8 @@ fn a_second_recovery_takes_the_rows_of_the_right_branch() {
             (xid, now(p))
         };
         let (first, at_first) = commit(&p, 1);
-        let (_, _) = commit(&p, 2);
-        let (third, at_third) = commit(&p, 3);
+        let (_, at_second) = commit(&p, 2);
+        let (third, _) = commit(&p, 3);
         let _ = p.archive();
         p.cluster.stop(Stop::Fast);
         // The first try goes to the first row, becomes the cluster, and goes on.
@@ -131,7 +131,7 @@ fn a_second_recovery_takes_the_rows_of_the_right_branch() {
         copy.stop(Stop::Fast);
         // Both branches hold something at that time and later: a person chooses.
         p.cluster.start();
-        refused(&p, &format!("before:{at_third}"), &["several timelines"]);
+        refused(&p, &at_second, &["several timelines"]);
         let on_first = restore(&p, "first", &["--to", &at_first, "--timeline", "1"]);
         let on_third = restore(&p, "third", &["--to", &format!("xid:{third}"), "--timeline", "1"]);
         let on_second = restore(&p, "second", &["--to", "latest"]);
