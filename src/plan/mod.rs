@@ -6,6 +6,7 @@
 
 mod chain;
 mod path;
+mod refusal;
 mod resolve;
 mod scan;
 mod survey;

@@ -8,7 +8,7 @@ use super::{
     Plan, chain,
     path::{self, Run},
     scan::{self, Walked},
-    survey::{Moment, Stop, Survey},
+    survey::{Moment, Seen, Stop, Survey},
     target::{Point, Target},
 };
 use crate::{
@@ -61,20 +61,20 @@ pub async fn plan(systems: &[System], request: &PlanRequest, watch: &Watch) -> R
     }))
 }
 
-struct Planner<'a> {
-    system: &'a System,
-    request: &'a PlanRequest,
+pub(super) struct Planner<'a> {
+    pub(super) system: &'a System,
+    pub(super) request: &'a PlanRequest,
     watch: &'a Watch,
     backups: Vec<BackupDocument>,
 }
 
 /// Where a target lies on one path.
-struct Found {
-    history: TimelineHistory,
+pub(super) struct Found {
+    pub(super) history: TimelineHistory,
     run: Run,
-    backup: BackupDocument,
-    survey: Survey,
-    stop: Option<Stop>,
+    pub(super) backup: BackupDocument,
+    seen: Seen,
+    pub(super) stop: Option<Stop>,
     warnings: Vec<String>,
     /// Segments that were read through, by number: from, and to (not included).
     read: (u64, u64),
@@ -160,12 +160,12 @@ impl Planner<'_> {
         let size = self.system.document.segment_size;
         let runs = path::runs(self.system, history, size.number_of(backup.start_lsn)).await?;
         let run = self.run_of(&runs, backup).ok_or_else(|| self.broken(backup, &runs))?;
-        let survey = Survey::new(Point::Immediate, false, backup.start_lsn);
+        let seen = Seen::default();
         let found = Found {
             history: history.clone(),
             run: run.clone(),
             backup: backup.clone(),
-            survey,
+            seen,
             stop: None,
             warnings: Vec::new(),
             read: (0, 0),
@@ -178,15 +178,6 @@ impl Planner<'_> {
         let size = self.system.document.segment_size;
         let (first, last) = (size.number_of(backup.start_lsn), backup.last_segment.number(size).ok()?);
         runs.iter().find(|run| run.holds(first) && run.holds(last))
-    }
-
-    fn broken(&self, backup: &BackupDocument, runs: &[Run]) -> Error {
-        let size = self.system.document.segment_size;
-        let first = size.number_of(backup.start_lsn);
-        let missing = runs.iter().find(|r| r.holds(first)).map_or(first, Run::end);
-        let name = SegmentName::from_number(backup.timeline, missing, size).map_or_else(String::new, |n| n.to_string());
-        Error::not_found(format!("backup {} cannot be used: segment {name}, which it needs, is missing", backup.id))
-            .hint("bring the segment back from another copy, or use another backup: walden list")
     }
 
     /// Looks for the target on one path; with `from`, in what lies at or after that LSN alone.
@@ -241,7 +232,7 @@ impl Planner<'_> {
         from: Option<Lsn>,
     ) -> Result<Result<Found, Miss>> {
         let size = self.system.document.segment_size;
-        let Target { point, before } = &self.request.target;
+        let point = &self.request.target.point;
         let (Some(&oldest), Some(&newest)) = (usable.first(), usable.last()) else {
             return Err(Error::internal("a window without a backup"));
         };
@@ -258,14 +249,13 @@ impl Planner<'_> {
         if first >= run.end() {
             return Ok(Err(Miss::After { last: None, end: Lsn(run.end() * size.bytes()), why: None }));
         }
-        let survey = Survey::new(point.clone(), *before, begin);
-        let (survey, walked) = self.walk(run, first, survey).await?;
-        let stop = match self.stop(&survey, &walked) {
+        let (seen, walked) = self.walk(run, first, begin).await?;
+        let stop = match self.stop(&seen, &walked) {
             Some(stop) => stop,
-            None => return Ok(Err(self.after(&survey, &walked))),
+            None => return Ok(Err(self.after(&seen, &walked))),
         };
-        if survey.matches.len() > 1 {
-            return Err(self.several(&survey.matches));
+        if seen.matches.len() > 1 {
+            return Err(self.several(&seen.matches));
         }
         let Some(&backup) =
             usable.iter().rev().find(|b| b.stop_lsn <= stop.lsn && (from.is_some() || b.start_lsn >= begin))
@@ -273,9 +263,9 @@ impl Planner<'_> {
             return Ok(Err(Miss::Before { earliest: oldest.stop_lsn, time: Some(oldest.stopped) }));
         };
         if let Point::Time(wanted) = point
-            && !survey.reached_time
+            && !seen.reached_time
             && from.is_none()
-            && survey.checkpoints.get(&backup.checkpoint_lsn).is_none_or(|at| *at + TimeDelta::seconds(1) > *wanted)
+            && seen.checkpoints.get(&backup.checkpoint_lsn).is_none_or(|at| *at + TimeDelta::seconds(1) > *wanted)
         {
             return Ok(Err(Miss::Before { earliest: backup.stop_lsn, time: Some(backup.stopped) }));
         }
@@ -290,14 +280,14 @@ impl Planner<'_> {
             history: history.clone(),
             run,
             backup: backup.clone(),
-            survey,
+            seen,
             stop: Some(stop),
             warnings: Vec::new(),
             read,
         }))
     }
 
-    async fn walk(&self, run: &Run, first: u64, survey: Survey) -> Result<(Survey, Walked)> {
+    async fn walk(&self, run: &Run, first: u64, begin: Lsn) -> Result<(Seen, Walked)> {
         let skip = usize::try_from(first.saturating_sub(run.first)).unwrap_or(usize::MAX);
         let segments: Vec<_> = run.segments.iter().skip(skip).map(|(name, _)| *name).collect();
         let total = segments.len() as u64 * self.system.document.segment_size.bytes();
@@ -307,45 +297,41 @@ impl Planner<'_> {
             segments,
             self.watch.progress.clone(),
             self.watch.interrupt.clone(),
-            survey,
+            Survey::new(&self.request.target, begin),
             |survey: &mut Survey, record| survey.see(record),
         )
         .await;
         self.watch.progress.finish();
-        walked
+        walked.map(|(survey, walked)| (survey.finish(), walked))
     }
 
     /// The stop that was found; at the end of the archive the last record, where that is what is wished.
-    fn stop(&self, survey: &Survey, walked: &Walked) -> Option<Stop> {
-        let last = survey.last_record.map(|(lsn, end)| Stop { lsn, inclusive: true, end });
+    fn stop(&self, seen: &Seen, walked: &Walked) -> Option<Stop> {
+        let last = seen.last_record.map(|(lsn, end)| Stop { lsn, inclusive: true, end });
         match self.request.target.point {
             Point::Latest => last,
-            Point::Lsn(lsn) => {
-                survey.stop.or_else(|| last.filter(|_| lsn <= walked.proven && survey.minimal.is_none()))
-            }
-            _ => survey.stop,
+            Point::Lsn(lsn) => seen.stop.or_else(|| last.filter(|_| lsn <= walked.proven && seen.minimal.is_none())),
+            _ => seen.stop,
         }
     }
 
-    fn after(&self, survey: &Survey, walked: &Walked) -> Miss {
+    fn after(&self, seen: &Seen, walked: &Walked) -> Miss {
         use crate::wal::End;
-        let why = match (&survey.minimal, &walked.end) {
+        let why = match (&seen.minimal, &walked.end) {
             (Some(at), _) => Some(format!("at {at} the server was started with wal_level = minimal")),
             (None, Some(End::Garbage { at, why })) => Some(format!("the WAL cannot be read at {at}: {why}")),
             _ => None,
         };
-        Miss::After { last: survey.last_commit.clone(), end: survey.minimal.unwrap_or(walked.proven), why }
+        Miss::After { last: seen.last_commit.clone(), end: seen.minimal.unwrap_or(walked.proven), why }
     }
 
     /// Times in the log can go back. Another backup whose replay would stop elsewhere, having passed the wanted
     /// time, makes the target mean two things.
     async fn other_readings(&self, run: &Run, usable: &[&BackupDocument], stop: &Stop) -> Result<()> {
         let size = self.system.document.segment_size;
-        let Target { point, before } = &self.request.target;
         for backup in usable.iter().filter(|b| b.start_lsn > stop.lsn) {
-            let survey = Survey::new(point.clone(), *before, backup.start_lsn);
-            let (survey, _) = self.walk(run, size.number_of(backup.start_lsn), survey).await?;
-            if let Some(other) = survey.stop.filter(|s| s.lsn >= backup.stop_lsn && survey.reached_time) {
+            let (seen, _) = self.walk(run, size.number_of(backup.start_lsn), backup.start_lsn).await?;
+            if let Some(other) = seen.stop.filter(|s| s.lsn >= backup.stop_lsn && seen.reached_time) {
                 return Err(Error::not_found(format!(
                     "{} means two places, because the server's clock went back: {} in replay from an earlier backup, {} in replay from backup {}",
                     self.request.target, stop.lsn, other.lsn, backup.id
@@ -390,88 +376,10 @@ impl Planner<'_> {
         Ok(branches)
     }
 
-    fn ambiguous<'f>(&self, found: impl Iterator<Item = &'f Found>) -> Error {
-        let list: Vec<String> = found
-            .map(|f| format!("timeline {} at {}", f.history.timeline, f.stop.map_or(f.backup.stop_lsn, |s| s.lsn)))
-            .collect();
-        Error::not_found(format!("{} lies on several timelines: {}", self.request.target, list.join(", ")))
-            .hint("say which one: --timeline N")
-    }
-
-    fn several(&self, matches: &[Moment]) -> Error {
-        let list: Vec<String> =
-            matches.iter().map(|m| format!("{} ({})", m.lsn, m.time.format("%Y-%m-%d %H:%M:%S%.6f UTC"))).collect();
-        let choice = if self.request.target.before { "before:" } else { "" };
-        Error::not_found(format!("{} is in the log {} times: {}", self.request.target, matches.len(), list.join(", ")))
-            .hint(format!(
-                "say which by its LSN, for instance --to {choice}{}",
-                matches.first().map_or(Lsn::INVALID, |m| m.lsn)
-            ))
-    }
-
-    fn too_early(&self, earliest: Lsn, time: Option<DateTime<Utc>>) -> Error {
-        let when = time.map_or_else(String::new, |t| format!(", {}", t.format("%Y-%m-%d %H:%M:%S UTC")));
-        let what = match self.request.backup {
-            Some(id) => format!("backup {id} was consistent"),
-            None => "the first usable backup was consistent".into(),
-        };
-        Error::not_found(format!("{} lies before {what} ({earliest}{when})", self.request.target))
-            .hint(format!("the earliest instant that can be reached is --to {earliest}"))
-    }
-
-    fn too_late(
-        &self,
-        last: Option<&Moment>,
-        end: Lsn,
-        why: Option<String>,
-        later: Option<(Lsn, SegmentName)>,
-        run: &Run,
-        history: &TimelineHistory,
-    ) -> Error {
-        let target = &self.request.target;
-        let last_commit = last.map_or_else(
-            || "no commit is in the archive after the backup".to_owned(),
-            |m| {
-                format!(
-                    "the last commit before that is transaction {} at {}",
-                    m.xid.unwrap_or_default(),
-                    m.time.format("%Y-%m-%d %H:%M:%S%.6f UTC")
-                )
-            },
-        );
-        if let Some((earliest, _)) = later {
-            let missing = path::segment_on(history, run.end(), self.system.document.segment_size);
-            let missing = missing.map_or_else(String::new, |n| n.to_string());
-            return Error::not_found(format!(
-                "{target} lies in a gap of the archive: {missing} is missing; {last_commit}"
-            ))
-            .hint(format!(
-                "the nearest instants that can be reached are --to {end} before the gap and --to {earliest} after it"
-            ));
-        }
-        if let Some(why) = why {
-            return Error::not_found(format!("{target} cannot be reached: {why}; {last_commit}"))
-                .hint(format!("the latest instant before that is --to {end}"));
-        }
-        let missing = match &target.point {
-            Point::Time(time) => match last.map(|m| *time - m.time) {
-                Some(over) => {
-                    format!("{target} is {} s after everything in the archive", over.num_milliseconds() as f64 / 1000.0)
-                }
-                None => format!("{target} is after everything in the archive"),
-            },
-            Point::Xid(xid) => format!("transaction {xid} did not end within the archive"),
-            Point::Name(name) => format!("there is no restore point \"{name}\" in the archive"),
-            _ => format!("{target} is after the end of the archive ({end})"),
-        };
-        Error::not_found(format!("{missing}; {last_commit}"))
-            .hint("everything there is: --to latest; if the server still runs: select pg_switch_wal(), and plan again")
-    }
-
     /// Proves what was not read, and writes the plan down.
     async fn finish(&self, found: Found) -> Result<Plan> {
         let size = self.system.document.segment_size;
-        let Found { mut history, run, backup, survey, stop, mut warnings, read } = found;
+        let Found { mut history, run, backup, seen, stop, mut warnings, read } = found;
         let first = size.number_of(backup.start_lsn);
         let consistent = backup.last_segment.number(size)?;
         let last = stop.map_or(consistent, |stop| size.number_of(Lsn(stop.end.0 - 1)).max(consistent));
@@ -503,10 +411,10 @@ impl Planner<'_> {
             .map(|((name, _), _)| *name)
             .collect();
         chain::prove(self.system, &unread).await?;
-        if !survey.prepared.is_empty() {
+        if !seen.prepared.is_empty() {
             warnings.push(format!(
                 "{} prepared transactions are unfinished at the stop; finish them by COMMIT PREPARED or ROLLBACK PREPARED",
-                survey.prepared.len()
+                seen.prepared.len()
             ));
         }
         if let (Point::Xid(xid), true) = (&self.request.target.point, self.request.target.before) {
@@ -518,7 +426,7 @@ impl Planner<'_> {
             warnings.push(format!("backup {} has {} pages with wrong checksums", backup.id, backup.bad_pages.len()));
         }
         if let Some(moment) =
-            survey.matches.first().filter(|m| m.aborted && matches!(self.request.target.point, Point::Xid(_)))
+            seen.matches.first().filter(|m| m.aborted && matches!(self.request.target.point, Point::Xid(_)))
         {
             warnings.push(format!("transaction {} was rolled back", moment.xid.unwrap_or_default()));
         }
@@ -533,11 +441,11 @@ impl Planner<'_> {
             last_segment,
             segments: segments.len() as u64,
             wal_bytes: segments.iter().map(|(_, length)| length).sum(),
-            last_commit: survey.last_commit,
-            first_left_out: survey.first_left_out,
-            required: survey.required.map_or(backup.required, |r| r.at_least(backup.required)),
-            created_tablespaces: survey.tablespaces.into_iter().filter(|t| t.lsn >= backup.start_lsn).collect(),
-            prepared: survey.prepared.into_values().collect(),
+            last_commit: seen.last_commit,
+            first_left_out: seen.first_left_out,
+            required: seen.required.map_or(backup.required, |r| r.at_least(backup.required)),
+            created_tablespaces: seen.tablespaces.into_iter().filter(|t| t.lsn >= backup.start_lsn).collect(),
+            prepared: seen.prepared,
             warnings,
             backup,
         })

@@ -1,21 +1,15 @@
 //! What the records up to the stop tell: where recovery would stop, and what it will have replayed by then.
-//!
-//! PostgreSQL's own rules (`recoveryStopsBefore` and `recoveryStopsAfter` in `xlogrecovery.c`) decide where that is:
-//! a time stops before the first commit or abort past it in the order of the log, a transaction at its own end, a
-//! name at the first restore point of that name, an LSN at the first record that starts there or later.
+//! [`StopFinder`] decides where that is, by PostgreSQL's own rules.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    ops::ControlFlow,
-};
+use std::{collections::HashMap, ops::ControlFlow};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::target::Point;
+use super::target::{Point, Target};
 use crate::{
     postgres::{Lsn, RequiredSettings},
-    wal::{Fact, Record, WalLevel},
+    wal::{Ended, Fact, Record, StopFinder, StopRule, WalLevel},
 };
 
 /// A transaction's end, or a restore point, in the log.
@@ -55,13 +49,22 @@ pub struct Stop {
     pub end: Lsn,
 }
 
-/// What was seen of the log so far.
-#[derive(Clone, Debug)]
+/// Watches the records of one path in order.
+#[derive(Debug)]
 pub struct Survey {
-    point: Point,
-    before: bool,
+    rule: StopRule,
     begin: Lsn,
-    /// Where recovery stops, once found.
+    finder: StopFinder,
+    /// Looks for what else matches the target, once a stop is known.
+    again: Option<StopFinder>,
+    near_xid: Option<u64>,
+    seen: Seen,
+}
+
+/// What was seen of the log.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// Where recovery stops.
     pub stop: Option<Stop>,
     /// All that match the target: more than one is for a person to choose from.
     pub matches: Vec<Moment>,
@@ -79,34 +82,26 @@ pub struct Survey {
     pub required: Option<RequiredSettings>,
     /// Tablespaces that replay creates.
     pub tablespaces: Vec<CreatedTablespace>,
-    /// Transactions that are prepared and not finished, by their xids.
-    pub prepared: BTreeMap<u32, String>,
+    /// Names of transactions that are prepared and not finished at the stop.
+    pub prepared: Vec<String>,
     /// Where the log says `wal_level = minimal`: nothing after it can be recovered from before it.
     pub minimal: Option<Lsn>,
-    next_xid: Option<u64>,
 }
 
 impl Survey {
     /// For a target, from the record at `begin` on.
     #[must_use]
-    pub fn new(point: Point, before: bool, begin: Lsn) -> Self {
-        Self {
-            point,
-            before,
-            begin,
-            stop: None,
-            matches: Vec::new(),
-            last_commit: None,
-            first_left_out: None,
-            reached_time: false,
-            last_record: None,
-            checkpoints: HashMap::new(),
-            required: None,
-            tablespaces: Vec::new(),
-            prepared: BTreeMap::new(),
-            minimal: None,
-            next_xid: None,
-        }
+    pub fn new(target: &Target, begin: Lsn) -> Self {
+        let inclusive = !target.before;
+        let rule = match &target.point {
+            Point::Latest | Point::Immediate => StopRule::Latest,
+            Point::Time(time) => StopRule::Time { time: *time, inclusive },
+            Point::Lsn(lsn) => StopRule::Lsn { lsn: *lsn, inclusive },
+            Point::Xid(xid) => StopRule::Xid { xid: *xid, inclusive },
+            Point::Name(name) => StopRule::Name { name: name.clone(), inclusive },
+        };
+        let finder = StopFinder::new(rule.clone(), begin);
+        Self { rule, begin, finder, again: None, near_xid: None, seen: Seen::default() }
     }
 
     /// Takes the next record. Breaks when nothing after it matters.
@@ -115,107 +110,90 @@ impl Survey {
             return ControlFlow::Continue(());
         }
         if says_minimal(&record.fact) {
-            self.minimal = Some(record.start);
+            self.seen.minimal = Some(record.start);
             return ControlFlow::Break(());
         }
         if let Fact::Checkpoint(checkpoint) = &record.fact {
-            self.next_xid = Some(checkpoint.next_xid);
+            self.near_xid = Some(checkpoint.next_xid);
         }
-        let moment = moment(record);
-        if let Some(stop) = self.stop {
-            return self.go_on(record, moment, stop);
-        }
-        if self.decides(record) {
-            let inclusive = !self.before && !matches!(self.point, Point::Time(_));
-            self.stop = Some(Stop { lsn: record.start, inclusive, end: record.end });
-            if inclusive {
-                self.take(record, moment.as_ref());
-            } else {
-                self.first_left_out = moment.clone().filter(|m| m.xid.is_some());
+        self.finder.show(record);
+        if let Some(again) = &mut self.again {
+            again.show(record);
+            if again.stop().is_some() {
+                self.matched(record);
             }
-            self.matches.extend(moment);
-            return match self.point {
-                Point::Xid(_) | Point::Name(_) => ControlFlow::Continue(()),
-                _ => ControlFlow::Break(()),
-            };
+            return ControlFlow::Continue(());
         }
-        self.take(record, moment.as_ref());
-        ControlFlow::Continue(())
-    }
-
-    /// After the stop only other matches are looked for, and what comes next.
-    fn go_on(&mut self, record: &Record, moment: Option<Moment>, stop: Stop) -> ControlFlow<()> {
-        if let Some(moment) = moment {
-            if self.first_left_out.is_none() && moment.xid.is_some() && record.start > stop.lsn {
-                self.first_left_out = Some(moment.clone());
+        match self.finder.stop() {
+            None => {
+                self.replay(record);
+                ControlFlow::Continue(())
             }
-            if self.decides(record) {
-                self.matches.push(moment);
-            }
-        }
-        ControlFlow::Continue(())
-    }
-
-    fn decides(&self, record: &Record) -> bool {
-        match (&self.point, &record.fact) {
-            (Point::Time(wanted), Fact::Commit(end) | Fact::Abort(end)) => {
-                if self.before {
-                    end.time >= *wanted
-                } else {
-                    end.time > *wanted
+            Some(stop) => {
+                if stop.inclusive {
+                    self.replay(record);
+                }
+                self.matched(record);
+                match self.rule {
+                    StopRule::Xid { .. } | StopRule::Name { .. } => ControlFlow::Continue(()),
+                    _ => ControlFlow::Break(()),
                 }
             }
-            (Point::Xid(wanted), Fact::Commit(end) | Fact::Abort(end)) => {
-                end.includes(*wanted as u32)
-                    && (*wanted <= u64::from(u32::MAX) || self.full(*wanted as u32) == Some(*wanted))
-            }
-            (Point::Name(wanted), Fact::RestorePoint { name, .. }) => name == wanted,
-            (Point::Lsn(wanted), _) => record.start >= *wanted,
-            _ => false,
         }
     }
 
-    /// A 32-bit xid with the epoch it has near the last checkpoint's next one.
-    fn full(&self, xid: u32) -> Option<u64> {
-        let next = self.next_xid?;
-        let distance = xid.wrapping_sub(next as u32) as i32;
-        next.checked_add_signed(distance.into())
+    /// Writes a match down and looks for the next one behind it.
+    fn matched(&mut self, record: &Record) {
+        self.seen.matches.extend(moment(record));
+        let again = StopFinder::new(self.rule.clone(), Lsn(record.start.0 + 1));
+        self.again = Some(match self.near_xid {
+            Some(xid) => again.near_xid(xid),
+            None => again,
+        });
     }
 
     /// A record that will be replayed.
-    fn take(&mut self, record: &Record, moment: Option<&Moment>) {
-        self.last_record = Some((record.start, record.end));
-        if let (Point::Time(wanted), Some(moment)) = (&self.point, moment)
-            && moment.xid.is_some()
-            && moment.time <= *wanted
-        {
-            self.reached_time = true;
-        }
+    fn replay(&mut self, record: &Record) {
         match &record.fact {
             Fact::Commit(end) | Fact::Abort(end) => {
-                if end.prepared {
-                    self.prepared.remove(&end.xid);
-                }
-                if matches!(record.fact, Fact::Commit(_)) {
-                    self.last_commit = moment.cloned();
-                }
-            }
-            Fact::Prepare(prepared) => {
-                self.prepared.insert(prepared.xid, prepared.gid.clone());
+                let wanted = if let StopRule::Time { time, .. } = self.rule { end.time <= time } else { false };
+                self.seen.reached_time |= wanted;
             }
             Fact::Checkpoint(checkpoint) => {
-                self.checkpoints.insert(record.start, checkpoint.time);
+                self.seen.checkpoints.insert(record.start, checkpoint.time);
             }
             Fact::ParameterChange(parameters) => {
                 let now = parameters.required();
-                self.required = Some(self.required.map_or(now, |before| before.at_least(now)));
+                self.seen.required = Some(self.seen.required.map_or(now, |before| before.at_least(now)));
             }
             Fact::TablespaceCreate { oid, path } => {
-                self.tablespaces.push(CreatedTablespace { lsn: record.start, oid: *oid, path: path.clone() });
+                self.seen.tablespaces.push(CreatedTablespace { lsn: record.start, oid: *oid, path: path.clone() });
             }
-            Fact::TablespaceDrop { oid } => self.tablespaces.retain(|t| t.oid != *oid),
+            Fact::TablespaceDrop { oid } => self.seen.tablespaces.retain(|t| t.oid != *oid),
             _ => {}
         }
+    }
+
+    /// What is known when there are no more records.
+    #[must_use]
+    pub fn finish(self) -> Seen {
+        let found = self.finder.finish();
+        let mut seen = self.seen;
+        seen.last_record = found.last_record;
+        seen.last_commit = found.last_commit.map(Moment::from);
+        if let Some(stop) = found.stop {
+            seen.stop = Some(Stop { lsn: stop.record, inclusive: stop.inclusive, end: stop.needed });
+            seen.last_commit = stop.last_wanted.map(Moment::from);
+            seen.first_left_out = stop.at.filter(|_| !stop.inclusive).or(stop.first_unwanted).map(Moment::from);
+            seen.prepared = stop.prepared.into_iter().map(|p| p.gid).collect();
+        }
+        seen
+    }
+}
+
+impl From<Ended> for Moment {
+    fn from(end: Ended) -> Self {
+        Self { lsn: end.lsn, xid: Some(end.xid), time: end.time, aborted: !end.committed }
     }
 }
 
