@@ -133,6 +133,9 @@ fn write_first(args: &Args, url: &str, pgdata: &Path, context: &Context) -> Resu
     let text = config::first_file(url, &name, &pgdata.to_string_lossy(), &args.connection);
     // Proven before it is written: a wrong URL should not leave a file behind.
     Config::of(Some((path.clone(), text.clone())), std::iter::empty(), &[])?.repository()?;
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+    }
     let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {

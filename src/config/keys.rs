@@ -133,24 +133,10 @@ pub static KEYS: &[Key] = &[
     key("archive", "compression", Kind::Compression, Is("zstd:1"), "How WAL is compressed: `zstd:LEVEL`, 1 to 19."),
     key(
         "archive",
-        "parallel",
-        Kind::Whole(1, 64),
-        Is("4"),
-        "How many segments that are ready one push takes along at a time.",
-    ),
-    key(
-        "archive",
         "timeout",
         Kind::Time,
         Is("60s"),
         "How long one push or fetch may take before it asks PostgreSQL to try again.",
-    ),
-    key(
-        "archive",
-        "state_dir",
-        Kind::Path,
-        Nothing,
-        "Where to remember what was shipped ahead; without it nothing is shipped ahead.",
     ),
     key("backup", "compression", Kind::Compression, Is("zstd:1"), "How parts are compressed: `zstd:LEVEL`, 1 to 19."),
     key("backup", "parallel", Kind::Whole(1, 64), Processors, "How many files are read and sealed at a time."),
@@ -161,13 +147,6 @@ pub static KEYS: &[Key] = &[
         Kind::List,
         Nothing,
         "Files and directories to leave out, relative to the data directory, besides what PostgreSQL leaves out itself.",
-    ),
-    key(
-        "backup",
-        "files",
-        Kind::List,
-        Nothing,
-        "Files outside the data directory to save along, such as `/etc/postgresql/17/main/postgresql.conf`.",
     ),
     key("restore", "parallel", Kind::Whole(1, 64), Processors, "How many files are fetched and written at a time."),
     key(
@@ -181,6 +160,9 @@ pub static KEYS: &[Key] = &[
 
 /// Tables that belong to a later version. They are refused rather than ignored: whoever wrote them counts on them.
 pub const LATER: [&str; 4] = ["encryption", "keep", "schedule", "notify"];
+
+/// Keys of a later version in tables of this one: refused as these tables are.
+pub const LATER_KEYS: [(&str, &str); 3] = [("archive", "parallel"), ("archive", "state_dir"), ("backup", "files")];
 
 /// The tables there are, in order.
 pub fn tables() -> impl Iterator<Item = &'static str> {

@@ -82,18 +82,12 @@ impl Layers {
         Config {
             file,
             repository: repository.repository(),
-            archive: ArchiveConfig {
-                compression: archive.level("compression"),
-                parallel: archive.count("parallel"),
-                timeout: archive.time("timeout"),
-                state_dir: archive.text("state_dir").map(PathBuf::from),
-            },
+            archive: ArchiveConfig { compression: archive.level("compression"), timeout: archive.time("timeout") },
             backup: BackupConfig {
                 compression: backup.level("compression"),
                 parallel: backup.count("parallel"),
                 rate_limit: backup.size("rate_limit"),
                 exclude: backup.list("exclude"),
-                files: backup.list("files"),
             },
             restore: RestoreConfig {
                 parallel: restore.count("parallel"),

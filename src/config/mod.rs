@@ -96,12 +96,8 @@ pub struct ClusterConfig {
 pub struct ArchiveConfig {
     /// The level of zstd.
     pub compression: i32,
-    /// How many segments one push takes along at a time.
-    pub parallel: usize,
     /// How long one push or fetch may take.
     pub timeout: Duration,
-    /// Where to remember what was shipped ahead.
-    pub state_dir: Option<PathBuf>,
 }
 
 /// `[backup]`.
@@ -115,8 +111,6 @@ pub struct BackupConfig {
     pub rate_limit: Option<u64>,
     /// What to leave out, relative to the data directory.
     pub exclude: Vec<String>,
-    /// Files outside the data directory to save along.
-    pub files: Vec<String>,
 }
 
 /// `[restore]`.

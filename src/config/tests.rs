@@ -63,7 +63,7 @@ fn flags_stand_above_the_environment_and_that_above_the_file() {
     assert_eq!(origin("cluster.main.pgdata"), "/flag --pgdata");
     assert_eq!(origin("cluster.main.incarnation"), "2 $WALDEN_CLUSTER_MAIN_INCARNATION");
     assert_eq!(origin("cluster.main.connection"), "host=/run user=postgres password=******** /w.toml:6");
-    assert_eq!(origin("archive.parallel"), "4 default");
+    assert_eq!(origin("archive.compression"), "zstd:1 default");
     assert_eq!(config.cluster(None).unwrap().pgdata().unwrap(), Path::new("/flag"));
 }
 
@@ -108,9 +108,14 @@ fn every_mistake_names_file_line_key_and_mend() {
             "use 1 to 64 letters, digits, - and _",
         ),
         (
-            "\n\n[archive]\nparallel = \"4\"",
-            "/etc/walden.toml:4: archive.parallel: it is a text",
+            "\n\n[backup]\nparallel = \"4\"",
+            "/etc/walden.toml:4: backup.parallel: it is a text",
             "write a whole number from 1 to 64",
+        ),
+        (
+            "[archive]\nstate_dir = \"/s\"",
+            "/etc/walden.toml:2: archive.state_dir is not in this version of walden, and is not ignored silently",
+            "remove it",
         ),
         (
             "[archive]\ntimeout = 60",
