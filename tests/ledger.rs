@@ -2,7 +2,7 @@
 //! that PostgreSQL's own stop rule grants to its target. Targets of every kind are drawn at random.
 //!
 //! `pg_waldump` of each version is the witness of where and when each transaction ended. `WALDEN_TEST_LONG=1` draws
-//! two hundred targets a version instead of a few; `WALDEN_TEST_SEED` repeats a run.
+//! two hundred targets a version instead of a few, another number as many; `WALDEN_TEST_SEED` repeats a run.
 
 #![allow(clippy::unwrap_used, reason = "helpers of a test may panic like the test")]
 
@@ -15,7 +15,7 @@ use std::{
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 use walden::postgres::Lsn;
 use walden_testkit::{
-    postgres::{Cluster, Installation, Stop, any, for_each_version},
+    postgres::{Cluster, Installation, Stop, for_each_version},
     protected::{Place, Protected},
     run::run_with_input,
     s3::S3Server,
@@ -83,7 +83,9 @@ fn work(cluster: &Cluster, worker: u32, round: u32, rng: &mut fastrand::Rng) -> 
 
 /// Load in several rounds, with a backup before each of the first ones.
 fn load(p: &Protected, rng: &mut fastrand::Rng) -> Ledger {
-    p.cluster.psql("create table ledger (row text); create table counters as select 0 as n");
+    p.cluster
+        .psql("create table ledger (row text); create index on ledger (row); create table counters as select 0 as n");
+    p.cluster.psql("create extension amcheck");
     let mut told = Vec::new();
     for round in 0..4 {
         if round < 3 {
@@ -226,6 +228,16 @@ fn restored(p: &Protected, installation: &Installation, target: &str, number: us
     let mut copy = Cluster::attach(&pgdata, installation);
     let mut rows: Vec<String> = copy.psql("select row from ledger").lines().map(str::to_owned).collect();
     rows.sort();
+    if number.is_multiple_of(5) {
+        copy.pg_run(
+            "pg_amcheck",
+            ["--database=postgres", "--heapallindexed", "--parent-check"].iter().take(if target == "latest" {
+                3
+            } else {
+                2
+            }),
+        );
+    }
     copy.stop(Stop::Immediate);
     drop(copy);
     std::fs::remove_dir_all(&pgdata).unwrap();
@@ -234,7 +246,10 @@ fn restored(p: &Protected, installation: &Installation, target: &str, number: us
 
 fn the_ledger_holds(installation: &Installation, place: Place<'_>, few: usize) {
     let seed = std::env::var("WALDEN_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
-    let long = std::env::var_os("WALDEN_TEST_LONG").is_some_and(|v| v == "1");
+    let long = std::env::var("WALDEN_TEST_LONG")
+        .ok()
+        .map(|n| n.parse().unwrap_or(1))
+        .map_or(0, |n| if n == 1 { 200 } else { n });
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut p = Protected::new(installation, place, |b| {
         b.setting("max_prepared_transactions", 10)
@@ -244,7 +259,7 @@ fn the_ledger_holds(installation: &Installation, place: Place<'_>, few: usize) {
     let ledger = load(&p, &mut rng);
     // The copies take its port.
     p.cluster.stop(Stop::Fast);
-    for number in 0..if long { 200 } else { few } {
+    for number in 0..few.max(long) {
         let (target, limit) = draw(&ledger, &mut rng);
         let what = format!("PostgreSQL {}, seed {seed}, target {number}: {target}", installation.major);
         match limit {
@@ -269,6 +284,8 @@ fn every_target_restores_the_rows_committed_by_then() {
 
 #[test]
 fn every_target_restores_the_rows_committed_by_then_from_a_bucket() {
-    let server = S3Server::start();
-    the_ledger_holds(any(), Place::Bucket(&server), 6);
+    for_each_version(|installation| {
+        let server = S3Server::start();
+        the_ledger_holds(installation, Place::Bucket(&server), 4);
+    });
 }
