@@ -37,6 +37,7 @@ pub use self::{
 use crate::{
     error::{Error, Result},
     interrupt::{Interrupt, Interrupter},
+    store::s3,
 };
 
 /// PostgreSQL continuous archiving and point-in-time recovery.
@@ -159,6 +160,9 @@ async fn dispatch(command: Command, context: &Context) -> Result<End> {
 /// How long work that heard the wish to stop is given to tidy up.
 const TIDY_UP: Duration = Duration::from_secs(30);
 
+/// How long the end of the program waits for the store to forget uploads that were given up.
+const CLEAR_AWAY: Duration = Duration::from_secs(5);
+
 /// Does what the arguments (the program's name first) ask for, tells the error if there is one, and answers with
 /// the exit code.
 #[must_use]
@@ -249,6 +253,8 @@ fn in_runtime(global: Global, command: Command, codes: Codes) -> Result<End> {
             Ok(()) = dropped => Err(Interrupt::error()),
         }
     });
+    // What was given up is cleared away, unless the store does not answer.
+    _ = runtime.block_on(async { tokio::time::timeout(CLEAR_AWAY, s3::settle()).await });
     // Blocking calls that are still under way are not waited for: everything they write is temporary.
     runtime.shutdown_background();
     ended

@@ -24,7 +24,7 @@ use std::{
 use aws_sdk_s3::{Client, operation::list_objects_v2::ListObjectsV2Output};
 use bytes::Bytes;
 
-pub use self::client::Keys;
+pub use self::{client::Keys, upload::settle};
 use super::{
     Answer, Download, Key, Listed, Put, Store, Upload,
     retry::{Patience, persist},

@@ -3,14 +3,17 @@
 //! At most [`IN_FLIGHT`] parts are on their way while the next one fills, so that an upload holds three parts in
 //! memory at most. An upload that does not end well is aborted, for its parts would be paid for without being seen.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_sdk_s3::{
     primitives::ByteStream,
     types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart},
 };
 use bytes::{Bytes, BytesMut};
-use tokio::{runtime::Handle, task::JoinSet};
+use tokio::{
+    runtime::Handle,
+    task::{JoinHandle, JoinSet},
+};
 
 use super::{Bucket, write};
 use crate::{
@@ -220,11 +223,27 @@ impl Drop for Open {
         }
         self.sending.abort_all();
         let (bucket, name, id) = (Arc::clone(&self.bucket), self.name.clone(), self.id.clone());
-        self.runtime.spawn(async move {
+        let aborting = self.runtime.spawn(async move {
             if let Err(error) = abort(&bucket, &name, &id).await {
                 tracing::warn!(%error, "parts of an upload remain until a lifecycle rule removes them");
             }
         });
+        let mut all = ABORTING.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|task| !task.is_finished());
+        all.push(aborting);
+    }
+}
+
+/// The aborts of uploads that were dropped. Nobody holds the upload any more when its abort is under way, so that only
+/// the end of the process can wait for it.
+static ABORTING: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
+
+/// Waits for the aborts that are under way: a program that ends before them leaves parts behind that cost money.
+pub async fn settle() {
+    let under_way = std::mem::take(&mut *ABORTING.lock().unwrap_or_else(PoisonError::into_inner));
+    for abort in under_way {
+        // It has said itself what went wrong.
+        _ = abort.await;
     }
 }
 
