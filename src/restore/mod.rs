@@ -1,5 +1,5 @@
 //! Restore: carries out a plan. [`Restore::prepare`] looks at everything and writes nothing; [`Restore::run`] makes
-//! the data directory, [`start`] starts PostgreSQL in it and holds what was reached against the plan, [`adopt`] makes
+//! the data directory, [`start()`] starts PostgreSQL in it and holds what was reached against the plan, [`adopt()`] makes
 //! the copy the cluster.
 //!
 //! A directory that is being restored is marked by a file beside it, which holds the plan ([`Mark`]), and has no
