@@ -191,3 +191,22 @@ fn kill_9_in_a_push_loses_nothing() {
         restore(&p, &name, "pg_wal/RECOVERYXLOG", &[]).expect_code(0);
     }
 }
+
+#[test]
+fn on_a_standby_doubt_is_asked_again_except_while_it_is_promoted() {
+    let p = Protected::new(any(), Place::Directory, |b| b);
+    let name = p.archive();
+    fs::write(object(&p, &name), b"damaged").unwrap();
+    let (standby, promote) = (p.cluster.pgdata().join("standby.signal"), p.cluster.pgdata().join("promote"));
+    // The running server looks at neither of these files by itself.
+    restore(&p, &name, "pg_wal/RECOVERYXLOG", &[]).expect_code(200);
+    fs::write(&standby, "").unwrap();
+    restore(&p, &name, "pg_wal/RECOVERYXLOG", &[]).expect_code(1);
+    fs::write(&promote, "").unwrap();
+    restore(&p, &name, "pg_wal/RECOVERYXLOG", &[]).expect_code(200);
+    let mut despite = p.scene.command("walden-restore");
+    despite.current_dir(p.cluster.pgdata()).arg("--config").arg(&p.config).args([&name, "pg_wal/RECOVERYXLOG"]);
+    run(despite.env("WALDEN_RESTORE_PROMOTE_DESPITE_DOUBT", "true")).expect_code(1);
+    fs::remove_file(standby).unwrap();
+    fs::remove_file(promote).unwrap();
+}

@@ -251,8 +251,15 @@ fn the_ledger_holds(installation: &Installation, place: Place<'_>, few: usize) {
         .map(|n| n.parse().unwrap_or(1))
         .map_or(0, |n| if n == 1 { 200 } else { n });
     let mut rng = fastrand::Rng::with_seed(seed);
+    // Segments of other sizes go the same road.
+    let segment_mb = match installation.major {
+        14 => 1,
+        16 => 64,
+        _ => 16,
+    };
     let mut p = Protected::new(installation, place, |b| {
-        b.setting("max_prepared_transactions", 10)
+        b.wal_segment_size(segment_mb)
+            .setting("max_prepared_transactions", 10)
             .setting("wal_keep_size", "1GB")
             .setting("track_commit_timestamp", "on")
     });
