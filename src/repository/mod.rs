@@ -6,6 +6,7 @@ mod layout;
 pub mod lease;
 mod manifest;
 mod names;
+pub mod summaries;
 pub mod wal_object;
 
 use std::{ops::ControlFlow, sync::Arc};

@@ -1,6 +1,8 @@
 //! What records say, as far as recovery is planned by it. The layouts differ between versions; each decoder names
 //! its source.
 
+use std::{fmt, str::FromStr};
+
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -8,10 +10,14 @@ use super::{
     fields::Fields,
     record::{RecordHeader, resource_manager},
 };
-use crate::postgres::{Lsn, RequiredSettings, TimelineId, Version};
+use crate::{
+    error::{Error, Result},
+    postgres::{Lsn, RequiredSettings, TimelineId, Version, text_in_json},
+};
 
-/// What a record says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a record says. In JSON: an object whose `what` names the kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "kebab-case")]
 pub enum Fact {
     /// A transaction committed.
     Commit(TransactionEnd),
@@ -72,26 +78,197 @@ pub enum Fact {
         /// Its OID.
         oid: u32,
     },
+    /// A file was made for a relation (`XLOG_SMGR_CREATE`, main fork only).
+    FileCreate {
+        /// The file.
+        file: RelFile,
+    },
+    /// A relation was cut off at its end (`XLOG_SMGR_TRUNCATE`): by vacuum, or by a `TRUNCATE` of a table that the same
+    /// transaction made.
+    FileTruncate {
+        /// The file.
+        file: RelFile,
+        /// The blocks that are left.
+        blocks: u32,
+    },
+    /// A database was made.
+    DatabaseCreate {
+        /// Its OID.
+        oid: u32,
+        /// The OID of its tablespace.
+        tablespace: u32,
+        /// The database that it was copied from file by file; none when its pages went through the log (since 15).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        template: Option<u32>,
+    },
+    /// The files of a database were removed: by `DROP DATABASE`, or by moving it to another tablespace.
+    DatabaseDrop {
+        /// Its OID.
+        oid: u32,
+        /// The OIDs of the tablespaces that they lay in.
+        tablespaces: Vec<u32>,
+    },
+    /// Transactions hold `ACCESS EXCLUSIVE` locks on relations.
+    Locks {
+        /// Each transaction with its relation.
+        locks: Vec<Lock>,
+    },
+    /// A mapped catalogue was given another file.
+    RelationMap {
+        /// The OID of the database; 0 for the catalogues that all databases share.
+        database: u32,
+    },
+    /// `pg_logical_emit_message()` was called.
+    Message {
+        /// Whether it belongs to the transaction.
+        transactional: bool,
+        /// The OID of the database.
+        database: u32,
+        /// Its prefix.
+        prefix: String,
+        /// Its first 200 bytes, as far as they are text.
+        text: String,
+        /// All its bytes.
+        size: u32,
+    },
+    /// Rows of a relation were inserted, updated or deleted.
+    Rows(Rows),
+    /// A page image was logged without rows: an index or a whole relation was written anew.
+    PageImage {
+        /// The file of the first page.
+        file: RelFile,
+    },
     /// Anything else.
+    #[serde(other)]
     Other,
 }
 
+/// The file of a relation (`RelFileLocator`, before 16 `RelFileNode`): it changes when the relation is written anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RelFile {
+    /// The OID of the tablespace.
+    pub tablespace: u32,
+    /// The OID of the database; 0 for what all databases share.
+    pub database: u32,
+    /// Its number: often, not always, the relation's OID.
+    pub number: u32,
+}
+
+impl fmt::Display for RelFile {
+    /// As `pg_waldump` writes it: `1663/5/16389`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.tablespace, self.database, self.number)
+    }
+}
+
+impl FromStr for RelFile {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let mut numbers = text.split('/').map(str::parse);
+        match (numbers.next(), numbers.next(), numbers.next(), numbers.next()) {
+            (Some(Ok(tablespace)), Some(Ok(database)), Some(Ok(number)), None) => {
+                Ok(Self { tablespace, database, number })
+            }
+            _ => Err(Error::invalid(format!("\"{text}\" does not name a relation's file")).hint("as in 1663/5/16389")),
+        }
+    }
+}
+
+text_in_json!(RelFile);
+
+/// An `ACCESS EXCLUSIVE` lock (`xl_standby_lock`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Lock {
+    /// The transaction; it may be a subtransaction.
+    pub xid: u32,
+    /// The OID of the database; 0 for what all databases share.
+    pub database: u32,
+    /// The OID of the relation in `pg_class`.
+    pub relation: u32,
+}
+
+/// A relation that was dropped (since 15: the statistics that a commit drops name the OID in `pg_class`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Dropped {
+    /// The OID of the database; 0 for what all databases share.
+    pub database: u32,
+    /// The OID of the relation in `pg_class`.
+    pub relation: u32,
+}
+
+/// What was done to rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Change {
+    /// Inserted.
+    Insert,
+    /// Updated.
+    Update,
+    /// Deleted.
+    Delete,
+    /// Overwritten where it lies, outside of any transaction.
+    Inplace,
+}
+
+/// Rows of one heap page that one record changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rows {
+    /// What was done.
+    pub change: Change,
+    /// The table's file.
+    pub file: RelFile,
+    /// The page: where the row lay.
+    pub block: u32,
+    /// Its line pointer on that page, from 1; 0 where the record names several.
+    pub offset: u16,
+    /// How many rows.
+    pub count: u16,
+}
+
 /// The end of a transaction.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransactionEnd {
     /// The top transaction; for a prepared one its own, not that of the session that finished it.
     pub xid: u32,
     /// When, by the server's clock.
     pub time: DateTime<Utc>,
     /// Its subtransactions that ended with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subtransactions: Vec<u32>,
     /// `COMMIT PREPARED` or `ROLLBACK PREPARED`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub prepared: bool,
     /// The name of the prepared transaction, when `wal_level` is logical.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gid: Option<String>,
+    /// The database it worked in, when the record tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<u32>,
+    /// The files of relations that are removed with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<RelFile>,
+    /// The relations that are dropped with it (since 15).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dropped: Vec<Dropped>,
 }
 
 impl TransactionEnd {
+    /// One of which only this is known.
+    #[must_use]
+    pub fn new(xid: u32, time: DateTime<Utc>) -> Self {
+        Self {
+            xid,
+            time,
+            subtransactions: Vec::new(),
+            prepared: false,
+            gid: None,
+            database: None,
+            removed: Vec::new(),
+            dropped: Vec::new(),
+        }
+    }
+
     /// Whether `xid` is this transaction or a subtransaction of it.
     #[must_use]
     pub fn includes(&self, xid: u32) -> bool {
@@ -100,7 +277,7 @@ impl TransactionEnd {
 }
 
 /// A prepared transaction.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prepared {
     /// Its xid.
     pub xid: u32,
@@ -111,7 +288,7 @@ pub struct Prepared {
 }
 
 /// A checkpoint record (`CheckPoint` in `src/include/catalog/pg_control.h`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// Written at shutdown, or at the end of recovery; otherwise online.
     pub shutdown: bool,
@@ -283,7 +460,8 @@ fn transaction_end(header: &RecordHeader, mut fields: Fields<'_>, version: Versi
     let time = timestamp(fields.i64()?);
     let info = if header.info & HAS_INFO != 0 { fields.u32()? } else { 0 };
     let has = |bit: u32| info & (1 << bit) != 0;
-    let mut end = TransactionEnd { xid: header.xid, time, subtransactions: Vec::new(), prepared, gid: None };
+    let mut end = TransactionEnd::new(header.xid, time);
+    end.prepared = prepared;
     if has(0) {
         // The database and its tablespace.
         fields.skip(8)?;

@@ -11,12 +11,16 @@ pub mod page;
 pub mod reader;
 pub mod record;
 pub mod stop;
+pub mod summary;
 #[cfg(test)]
 mod testing;
 
 pub use check::{SegmentCheck, SegmentEnd, SegmentFacts, check_segment};
-pub use fact::{Checkpoint, Fact, Parameters, Prepared, TransactionEnd, WalLevel, widen_xid};
+pub use fact::{
+    Change, Checkpoint, Dropped, Fact, Lock, Parameters, Prepared, RelFile, Rows, TransactionEnd, WalLevel, widen_xid,
+};
 pub use page::{PageHeader, SegmentHeader};
 pub use reader::{End, Reader, Records};
 pub use record::Record;
 pub use stop::{Ended, Seen, Stop, StopFinder, StopRule};
+pub use summary::{Ending, Lead, List, RowCount, Summarizer, Summary, Tail, Told};

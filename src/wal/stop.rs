@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 
 use super::{Fact, Prepared, Record, TransactionEnd, widen_xid};
 use crate::postgres::Lsn;
@@ -51,7 +52,7 @@ pub enum StopRule {
 }
 
 /// A commit or an abort, and where it is recorded.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
     /// The top transaction.
     pub xid: u32,
@@ -268,7 +269,7 @@ mod tests {
 
     fn end(xid: u32, seconds: i64, subtransactions: &[u32], prepared: bool) -> TransactionEnd {
         let subtransactions = subtransactions.to_vec();
-        TransactionEnd { xid, time: at(seconds), subtransactions, prepared, gid: None }
+        TransactionEnd { subtransactions, prepared, ..TransactionEnd::new(xid, at(seconds)) }
     }
 
     fn checkpoint(next_xid: u64) -> Fact {
