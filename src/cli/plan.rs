@@ -19,7 +19,8 @@ pub struct Args {
 /// What is wished for.
 #[derive(Debug, clap::Args)]
 pub struct Wish {
-    /// What to reach: latest, immediate, a time with its zone, an LSN, xid:N, name:N, or before: one of the last four
+    /// What to reach: latest, immediate, a time with its zone, an LSN, xid:N, name:N, before: one of the last
+    /// four, before-drop:TABLE, before-drop-database:NAME
     #[arg(long, value_name = "TARGET")]
     pub to: String,
     /// Begin with this backup

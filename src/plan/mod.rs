@@ -5,6 +5,8 @@
 //! hour that there was no such thing.
 
 mod chain;
+mod drops;
+mod name;
 mod path;
 mod refusal;
 mod resolve;
@@ -12,6 +14,7 @@ mod scan;
 mod survey;
 mod target;
 
+pub use name::TableName;
 pub use path::reach;
 pub use resolve::{PlanRequest, Watch, plan};
 pub use survey::{CreatedTablespace, Moment, Stop};

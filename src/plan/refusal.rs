@@ -96,6 +96,8 @@ impl Planner<'_> {
             },
             Point::Xid(xid) => format!("transaction {xid} did not end within the archive"),
             Point::Name(name) => format!("there is no restore point \"{name}\" in the archive"),
+            Point::Drop(name) => format!("no drop of {name} is in the archive"),
+            Point::DropDatabase(name) => format!("no drop of the database {name} is in the archive"),
             _ => format!("{target} is after the end of the archive ({end})"),
         };
         Error::not_found(format!("{missing}; {last_commit}"))

@@ -6,6 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
     Plan, chain,
+    drops::{self, Window},
     path::{self, Run},
     scan::{self, Walked},
     survey::{Moment, Seen, Stop, Survey},
@@ -17,6 +18,7 @@ use crate::{
     postgres::{Lsn, SegmentName, TimelineHistory, TimelineId},
     progress::Progress,
     repository::{BackupDocument, BackupId, System},
+    wal::StopRule,
 };
 
 /// What is wished, and what of the choice was made by a person.
@@ -249,7 +251,20 @@ impl Planner<'_> {
         if first >= run.end() {
             return Ok(Err(Miss::After { last: None, end: Lsn(run.end() * size.bytes()), why: None }));
         }
-        let (seen, walked) = self.walk(run, first, begin).await?;
+        let rule = match self.request.target.rule() {
+            Some(rule) => rule,
+            None => {
+                let window = Window { system: self.system, history, run, usable, begin, watch: self.watch };
+                match drops::resolve(window, point).await? {
+                    Some(lsn) => StopRule::Lsn { lsn, inclusive: false },
+                    None => {
+                        let end = Lsn(run.end() * size.bytes());
+                        return Ok(Err(Miss::After { last: None, end, why: None }));
+                    }
+                }
+            }
+        };
+        let (seen, walked) = self.walk(run, rule, first, begin).await?;
         let stop = match self.stop(&seen, &walked) {
             Some(stop) => stop,
             None => return Ok(Err(self.after(&seen, &walked))),
@@ -287,7 +302,7 @@ impl Planner<'_> {
         }))
     }
 
-    async fn walk(&self, run: &Run, first: u64, begin: Lsn) -> Result<(Seen, Walked)> {
+    async fn walk(&self, run: &Run, rule: StopRule, first: u64, begin: Lsn) -> Result<(Seen, Walked)> {
         let skip = usize::try_from(first.saturating_sub(run.first)).unwrap_or(usize::MAX);
         let segments: Vec<_> = run.segments.iter().skip(skip).map(|(name, _)| *name).collect();
         let total = segments.len() as u64 * self.system.document.segment_size.bytes();
@@ -297,7 +312,7 @@ impl Planner<'_> {
             segments,
             self.watch.progress.clone(),
             self.watch.interrupt.clone(),
-            Survey::new(&self.request.target, begin),
+            Survey::new(rule, begin),
             |survey: &mut Survey, record| survey.see(record),
         )
         .await;
@@ -330,7 +345,8 @@ impl Planner<'_> {
     async fn other_readings(&self, run: &Run, usable: &[&BackupDocument], stop: &Stop) -> Result<()> {
         let size = self.system.document.segment_size;
         for backup in usable.iter().filter(|b| b.start_lsn > stop.lsn) {
-            let (seen, _) = self.walk(run, size.number_of(backup.start_lsn), backup.start_lsn).await?;
+            let Some(rule) = self.request.target.rule() else { continue };
+            let (seen, _) = self.walk(run, rule, size.number_of(backup.start_lsn), backup.start_lsn).await?;
             if let Some(other) = seen.stop.filter(|s| s.lsn >= backup.stop_lsn && seen.reached_time) {
                 return Err(Error::not_found(format!(
                     "{} means two places, because the server's clock went back: {} in replay from an earlier backup, {} in replay from backup {}",

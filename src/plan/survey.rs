@@ -6,7 +6,6 @@ use std::{collections::HashMap, ops::ControlFlow};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::target::{Point, Target};
 use crate::{
     postgres::{Lsn, RequiredSettings},
     wal::{Ended, Fact, Record, StopFinder, StopRule, WalLevel},
@@ -89,17 +88,9 @@ pub struct Seen {
 }
 
 impl Survey {
-    /// For a target, from the record at `begin` on.
+    /// For a rule, from the record at `begin` on.
     #[must_use]
-    pub fn new(target: &Target, begin: Lsn) -> Self {
-        let inclusive = !target.before;
-        let rule = match &target.point {
-            Point::Latest | Point::Immediate => StopRule::Latest,
-            Point::Time(time) => StopRule::Time { time: *time, inclusive },
-            Point::Lsn(lsn) => StopRule::Lsn { lsn: *lsn, inclusive },
-            Point::Xid(xid) => StopRule::Xid { xid: *xid, inclusive },
-            Point::Name(name) => StopRule::Name { name: name.clone(), inclusive },
-        };
+    pub fn new(rule: StopRule, begin: Lsn) -> Self {
         let finder = StopFinder::new(rule.clone(), begin);
         Self { rule, begin, finder, again: None, near_xid: None, seen: Seen::default() }
     }

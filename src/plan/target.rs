@@ -6,9 +6,11 @@ use chrono::{DateTime, Duration, FixedOffset, MappedLocalTime, NaiveDateTime, Ti
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize, de};
 
+use super::name::{self, TableName};
 use crate::{
     error::{Error, Result},
     postgres::Lsn,
+    wal::StopRule,
 };
 
 /// A wish, not resolved yet.
@@ -35,12 +37,22 @@ pub enum Point {
     Xid(u64),
     /// A restore point.
     Name(String),
+    /// The drop of a table; always exclusive.
+    Drop(TableName),
+    /// The drop of a database; always exclusive.
+    DropDatabase(String),
 }
 
 impl Target {
     /// Reads a target. `now` is what "10 minutes ago" counts from.
     pub fn parse(text: &str, now: DateTime<Utc>) -> Result<Self> {
         let text = text.trim();
+        if let Some(name) = text.strip_prefix("before-drop:") {
+            return Ok(Self { point: Point::Drop(name.parse()?), before: true });
+        }
+        if let Some(name) = text.strip_prefix("before-drop-database:") {
+            return Ok(Self { point: Point::DropDatabase(name::database(name)?), before: true });
+        }
         if let Some(rest) = text.strip_prefix("before:") {
             let point = Point::parse(rest.trim(), now)?;
             if matches!(point, Point::Latest | Point::Immediate) {
@@ -50,6 +62,19 @@ impl Target {
             return Ok(Self { point, before: true });
         }
         Ok(Self { point: Point::parse(text, now)?, before: false })
+    }
+
+    /// The rule by which recovery stops there; none where the log must be searched for it first.
+    pub(super) fn rule(&self) -> Option<StopRule> {
+        let inclusive = !self.before;
+        Some(match &self.point {
+            Point::Latest | Point::Immediate => StopRule::Latest,
+            Point::Time(time) => StopRule::Time { time: *time, inclusive },
+            Point::Lsn(lsn) => StopRule::Lsn { lsn: *lsn, inclusive },
+            Point::Xid(xid) => StopRule::Xid { xid: *xid, inclusive },
+            Point::Name(name) => StopRule::Name { name: name.clone(), inclusive },
+            Point::Drop(_) | Point::DropDatabase(_) => return None,
+        })
     }
 }
 
@@ -86,16 +111,25 @@ impl Point {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.before {
-            f.write_str("before:")?;
+        match self.point {
+            Point::Drop(_) | Point::DropDatabase(_) => write!(f, "before-{}", self.point),
+            _ if self.before => write!(f, "before:{}", self.point),
+            _ => self.point.fmt(f),
         }
-        match &self.point {
-            Point::Latest => f.write_str("latest"),
-            Point::Immediate => f.write_str("immediate"),
-            Point::Time(time) => f.write_str(&time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)),
-            Point::Lsn(lsn) => lsn.fmt(f),
-            Point::Xid(xid) => write!(f, "xid:{xid}"),
-            Point::Name(name) => write!(f, "name:{name}"),
+    }
+}
+
+impl fmt::Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Latest => f.write_str("latest"),
+            Self::Immediate => f.write_str("immediate"),
+            Self::Time(time) => f.write_str(&time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)),
+            Self::Lsn(lsn) => lsn.fmt(f),
+            Self::Xid(xid) => write!(f, "xid:{xid}"),
+            Self::Name(name) => write!(f, "name:{name}"),
+            Self::Drop(name) => write!(f, "drop:{name}"),
+            Self::DropDatabase(name) => write!(f, "drop-database:{}", name::quoted(name)),
         }
     }
 }
@@ -160,7 +194,7 @@ fn time(text: &str, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
     let (naive_text, zone) = split_zone(&spaced);
     let Some(naive) = naive(naive_text.trim_end()) else {
         return Err(Error::invalid(format!("\"{text}\" is not a target")).hint(
-            "latest, immediate, a time with its zone (2026-11-21 10:00:00 UTC), \"10 minutes ago\", an LSN (0/16B3740), xid:N, name:N, or before: one of the last four",
+            "latest, immediate, a time with its zone (2026-11-21 10:00:00 UTC), \"10 minutes ago\", an LSN (0/16B3740), xid:N, name:N, before: one of the last four, before-drop:TABLE, before-drop-database:NAME",
         ));
     };
     match zone {
@@ -304,10 +338,21 @@ mod tests {
         assert_eq!(parse("before:0/16B3740"), Target { point: Point::Lsn(Lsn(0x16B_3740)), before: true });
         assert_eq!(parse("before: xid:1234").point, Point::Xid(1234));
         assert_eq!(parse("name:before deploy").point, Point::Name("before deploy".into()));
-        for text in ["before:latest", "xid:x", "xid:1", "name:", "0/", ""] {
+        assert_eq!(parse("before-drop: Shop.orders").to_string(), "before-drop:shop.orders");
+        let database = Target { point: Point::DropDatabase("Shop".into()), before: true };
+        assert_eq!(parse("before-drop-database:\"Shop\""), database);
+        for text in ["before:latest", "xid:x", "xid:1", "name:", "0/", "", "before-drop:", "before-drop-database:a.b"] {
             assert!(Target::parse(text, now()).is_err(), "{text}");
         }
-        for text in ["latest", "before:0/16B3740", "xid:77", "before:name:a b", "2026-11-21T10:00:00Z"] {
+        for text in [
+            "latest",
+            "before:0/16B3740",
+            "xid:77",
+            "before:name:a b",
+            "2026-11-21T10:00:00Z",
+            "before-drop:a.\"B\".c",
+            "before-drop-database:\"A\"",
+        ] {
             assert_eq!(parse(text).to_string(), text);
         }
     }
