@@ -3,23 +3,34 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
 };
 
 use walden::{
     postgres::{Lsn, SegmentName, SegmentSize, TimelineId, WalFile},
-    wal::{End, Fact, Reader, Record, SegmentCheck, SegmentEnd, SegmentHeader, StopFinder, StopRule, check_segment},
+    wal::{
+        End, Fact, Reader, Record, SegmentCheck, SegmentEnd, SegmentHeader, StopFinder, StopRule, check_segment,
+        contents::manager_name,
+    },
 };
 use walden_testkit::{
     postgres::{Cluster, Installation, Stop, any, for_each_version},
+    protected::{Place, Protected},
     run::run,
     scene::Scene,
 };
 
+/// How `pg_waldump` writes times.
+const TIME: &str = "%Y-%m-%d %H:%M:%S%.6f UTC";
+
 /// One line of `pg_waldump`.
 #[derive(Debug, PartialEq, Eq)]
 struct Line {
+    manager: String,
     length: u32,
     xid: u32,
     start: Lsn,
@@ -42,12 +53,13 @@ impl Line {
             Fact::Commit(end) | Fact::Abort(end) => Some(Ended {
                 committed: matches!(record.fact, Fact::Commit(_)),
                 xid: end.xid,
-                time: end.time.format("%Y-%m-%d %H:%M:%S%.6f UTC").to_string(),
+                time: end.time.format(TIME).to_string(),
                 subtransactions: end.subtransactions.len(),
             }),
             _ => None,
         };
-        Self { length: record.length, xid: record.xid, start: record.start, prev: record.prev, ended }
+        let manager = manager_name(record.rmid).into_owned();
+        Self { manager, length: record.length, xid: record.xid, start: record.start, prev: record.prev, ended }
     }
 
     /// `rmgr: Heap        len (rec/tot):     54/   150, tx:        733, lsn: 0/01501E08, prev 0/01501DD0, desc: ...`
@@ -60,7 +72,7 @@ impl Line {
         let start = fields.next()?.strip_prefix("lsn: ")?.parse().ok()?;
         let prev = fields.next()?.strip_prefix("prev ")?.parse().ok()?;
         let ended = if manager == "Transaction" { Ended::parse(xid, description) } else { None };
-        Some(Self { length, xid, start, prev, ended })
+        Some(Self { manager: manager.to_owned(), length, xid, start, prev, ended })
     }
 }
 
@@ -105,6 +117,12 @@ impl Archived {
             .setting("max_wal_size", "1GB")
             .start();
         Self { scene, archive, cluster }
+    }
+
+    fn tablespace(&self) -> PathBuf {
+        let folder = self.scene.folder("tablespace");
+        self.cluster.psql(&format!("CREATE TABLESPACE ts LOCATION '{}'", folder.display()));
+        folder
     }
 
     /// The segments of a timeline in the archive, in their order.
@@ -159,7 +177,59 @@ impl Archived {
             let facts = check_segment(name, &bytes).unwrap();
             assert_eq!(u32::from(self.cluster.installation().major), facts.version.0);
         }
+        self.compare_shown(&self.segments(timeline), &theirs);
         records
+    }
+
+    /// What `walden wal show` says of each segment adds up to what `pg_waldump` says of all.
+    fn compare_shown(&self, names: &[SegmentName], theirs: &[Line]) {
+        let (mut managers, mut ended) = (BTreeMap::new(), Vec::new());
+        for name in names {
+            let path = self.archive.join(name.to_string());
+            let mut command = self.scene.walden();
+            let ran = run(command.args(["--json", "wal", "show"]).arg(path));
+            let shown: serde_json::Value = serde_json::from_str(ran.ok()).unwrap();
+            for manager in shown["managers"].as_array().unwrap() {
+                let count = managers.entry(manager["name"].as_str().unwrap().to_owned()).or_insert((0, 0));
+                count.0 += manager["records"].as_u64().unwrap();
+                count.1 += manager["bytes"].as_u64().unwrap();
+            }
+            ended.extend(shown["transactions"].as_array().unwrap().iter().map(|end| {
+                let time: chrono::DateTime<chrono::Utc> = end["time"].as_str().unwrap().parse().unwrap();
+                let xid = end["xid"].as_u64().unwrap();
+                (
+                    end["lsn"].as_str().unwrap().parse().unwrap(),
+                    xid,
+                    time.format(TIME).to_string(),
+                    end["committed"] == true,
+                )
+            }));
+        }
+        assert_eq!(managers, self.pg_waldump_stats(names));
+        let expected: Vec<(Lsn, u64, String, bool)> = theirs
+            .iter()
+            .filter_map(|line| {
+                line.ended.as_ref().map(|end| (line.start, end.xid.into(), end.time.clone(), end.committed))
+            })
+            .collect();
+        assert_eq!(ended, expected);
+    }
+
+    /// Records and bytes of each resource manager that has any.
+    fn pg_waldump_stats(&self, names: &[SegmentName]) -> BTreeMap<String, (u64, u64)> {
+        let mut command = self.cluster.pg("pg_waldump");
+        command.arg("--stats=rmgr").arg("--path").arg(&self.archive);
+        command.arg(names[0].to_string()).arg(names[names.len() - 1].to_string());
+        let printed = run(&mut command).stdout;
+        // Type, N, (%), record size, (%), image size, (%), combined size, (%)
+        let rows = printed.lines().map(|line| line.replace(['(', ')'], " "));
+        rows.filter_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let number = |at: usize| words.get(at)?.parse::<u64>().ok();
+            let (records, bytes) = (number(1)?, number(7)?);
+            (records > 0 && words[0] != "Total").then(|| (words[0].to_owned(), (records, bytes)))
+        })
+        .collect()
     }
 }
 
@@ -181,15 +251,19 @@ fn work(archived: &Archived, mb: u32) {
          SELECT pg_logical_emit_message(true, 'test', repeat('x', 2500000));
          BEGIN; DO $$ BEGIN FOR i IN 1..300 LOOP BEGIN INSERT INTO t (v) VALUES ('s'); EXCEPTION WHEN OTHERS THEN NULL;
          END; END LOOP; END $$; COMMIT;
-         CREATE DATABASE d; DROP DATABASE d;
-         CREATE TABLE u AS SELECT g AS id, repeat('z', 100) AS z FROM generate_series(1, 10000) g;
+          CREATE TABLE u AS SELECT g AS id, repeat('z', 100) AS z FROM generate_series(1, 10000) g;
          CREATE INDEX ON u (z); DELETE FROM u WHERE id % 7 = 0; VACUUM FULL u; TRUNCATE u; DROP TABLE u;",
     );
     for method in ["on", "pglz", "lz4", "zstd"] {
-        // Not every build knows every method.
-        let _ = cluster.try_psql(&format!(
+        // Not every version knows every method.
+        let tried = cluster.try_psql(&format!(
             "SET wal_compression = '{method}'; CHECKPOINT; UPDATE t SET v = v || '.' WHERE id % 3 = 0"
         ));
+        assert!(tried.is_ok() || cluster.installation().major == 14, "{tried:?}");
+    }
+    for strategy in ["FILE_COPY", "WAL_LOG"] {
+        let clause = if cluster.installation().major == 14 { String::new() } else { format!("STRATEGY {strategy}") };
+        cluster.psql(&format!("CREATE DATABASE d {clause}; ALTER DATABASE d SET TABLESPACE ts; DROP DATABASE d"));
     }
     for _ in 0..5 {
         cluster.psql("INSERT INTO t (v) SELECT repeat('k', (random() * 3000)::int) FROM generate_series(1, 9)");
@@ -287,8 +361,7 @@ fn facts_of_the_first_timeline(records: &[Record], tablespace: &Path) {
 fn every_record_on_every_version() {
     for_each_version(|pg| {
         let mut archived = Archived::new(pg, 1);
-        let tablespace = archived.scene.folder("tablespace");
-        archived.cluster.psql(&format!("CREATE TABLESPACE ts LOCATION '{}'", tablespace.display()));
+        let tablespace = archived.tablespace();
         work(&archived, 1);
         tear_a_record(&mut archived);
         work(&archived, 1);
@@ -333,17 +406,94 @@ fn the_path_of_both(archived: &Archived, second: &[Record]) {
     assert!(check_segment(name, &bytes).is_err());
 }
 
+/// One version; all of them in the long run.
+fn on_some(test: impl Fn(&Installation)) {
+    if std::env::var_os("WALDEN_TEST_LONG").is_some_and(|long| long == "1") {
+        for_each_version(test);
+    } else {
+        test(any());
+    }
+}
+
 #[test]
-fn segments_of_64_mb() {
-    let archived = Archived::new(any(), 64);
-    work(&archived, 64);
-    archived.compare(1);
+fn segments_of_other_sizes() {
+    on_some(|pg| {
+        for mb in [16, 64] {
+            let archived = Archived::new(pg, mb);
+            let _ = archived.tablespace();
+            work(&archived, mb);
+            archived.compare(1);
+        }
+    });
+}
+
+/// The server is killed while it writes, again and again.
+#[test]
+fn crashes_leave_wal_that_is_read_as_recovery_reads_it() {
+    on_some(|pg| {
+        let mut archived = Archived::new(pg, 1);
+        archived.cluster.psql("CREATE TABLE c (id bigserial, v text)");
+        for crash in 0..6 {
+            let load = "DO $$ BEGIN LOOP INSERT INTO c (v) SELECT repeat(md5(random()::text), (random() * 900)::int);
+                COMMIT; PERFORM pg_logical_emit_message(false, 'm', repeat('m', (random() * 90000)::int)); END LOOP; END $$";
+            let mut psql = archived.cluster.pg("psql");
+            psql.args(["-X", "-d", &archived.cluster.conninfo(), "-c", load])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            let mut psql = psql.spawn().unwrap();
+            std::thread::sleep(Duration::from_millis(150 + 70 * crash));
+            archived.cluster.kill9();
+            assert!(!psql.wait().unwrap().success());
+            archived.cluster.start();
+        }
+        archived
+            .cluster
+            .psql("DO $$ BEGIN FOR i IN 1..200 LOOP INSERT INTO c (v) VALUES (i); COMMIT; END LOOP; END $$");
+        let last = archived.cluster.switch_wal();
+        archived.cluster.wait_archived(&last);
+        archived.compare(1);
+    });
+}
+
+/// By the name of a segment, out of the repository.
+#[test]
+fn a_segment_of_the_archive_is_shown() {
+    let p = Protected::new(any(), Place::Directory, |builder| builder.wal_segment_size(1));
+    p.cluster.psql("CREATE TABLE t (n int); SELECT pg_create_restore_point('before deploy')");
+    // It goes on in the next segment, and is counted where it starts.
+    let begins = p.cluster.psql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    p.cluster.psql("SELECT pg_logical_emit_message(true, 'long', repeat('xyzxz', 500000))\\g /dev/null");
+    let _ = p.archive();
+    let shown: serde_json::Value = serde_json::from_str(p.walden(["--json", "wal", "show", &begins]).ok()).unwrap();
+    assert_eq!((&shown["ending"], &shown["unfinished"]), (&"full".into(), &serde_json::Value::Null), "{shown}");
+    let event =
+        |what: &str| shown["events"]["items"].as_array().unwrap().iter().any(|told| told["fact"]["what"] == what);
+    assert!(event("restore-point") && event("checkpoint"));
+    let text = p.walden(["wal", "show", "--ends", &begins]);
+    let commits = shown["transactions"].as_array().unwrap();
+    assert!(!commits.is_empty());
+    for commit in commits {
+        let (lsn, xid) = (commit["lsn"].as_str().unwrap(), commit["xid"].to_string());
+        assert!(text.ok().lines().any(|line| line.starts_with(lsn) && line.contains(&xid) && line.ends_with("commit")));
+    }
+    assert!(text.ok().contains("restore point \"before deploy\" at 20"), "{text}");
+    let middle = begins.parse::<SegmentName>().unwrap().next(SegmentSize::new(1 << 20).unwrap()).unwrap().to_string();
+    let middle: serde_json::Value = serde_json::from_str(p.walden(["--json", "wal", "show", &middle]).ok()).unwrap();
+    assert_eq!(
+        (&middle["records"], &middle["ending"]),
+        (&0.into(), &"full".into()),
+        "nothing starts in the middle of it"
+    );
+    p.walden(["wal", "show", "0000000100000000000000FF"]).expect_code(1);
+    p.walden(["wal", "show", "./0000000100000000000000FF"]).expect_code(1);
+    p.walden(["wal", "show", p.config.to_str().unwrap()]).expect_code(6);
 }
 
 /// Bytes of a real archive are changed at random: nothing panics, and no record is read that was not written.
 #[test]
 fn damaged_segments_are_read_up_to_the_damage() {
     let archived = Archived::new(any(), 1);
+    let _ = archived.tablespace();
     work(&archived, 1);
     let names = archived.segments(1);
     let (records, _) = archived.walk(&names, usize::MAX);

@@ -3,9 +3,11 @@
 
 mod fetch;
 mod push;
+mod show;
 
 pub use fetch::{Fetch, Fetched, OnDoubt, fetch, on_doubt};
 pub use push::{Push, Pushed, push};
+pub use show::{show, show_file};
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,7 @@
 //! `walden wal`: the archive by hand. `push` and `fetch` are what the small programs call.
 
+mod show;
+
 use std::{
     path::{Path, PathBuf},
     time::Duration,
@@ -39,12 +41,15 @@ enum Command {
         #[arg(long, value_name = "SEGMENT")]
         until: Option<SegmentName>,
     },
+    /// Show what a segment holds: its records, commits and aborts, restore points and the like
+    Show(show::Args),
 }
 
 pub async fn run(args: &Args, context: &Context) -> Result<End> {
     match &args.command {
         Command::Push { path } => push(path, context).await,
         Command::Fetch { name, destination, until } => fetch(*name, destination, *until, context).await,
+        Command::Show(args) => show::run(args, context).await,
     }
 }
 

@@ -5,6 +5,7 @@
 //! tells their [`Fact`]s. [`stop`] finds among these where recovery stops.
 
 pub mod check;
+pub mod contents;
 pub mod fact;
 mod fields;
 pub mod page;
@@ -16,6 +17,7 @@ pub mod summary;
 mod testing;
 
 pub use check::{SegmentCheck, SegmentEnd, SegmentFacts, check_segment};
+pub use contents::{Contents, Inspector, ManagerCount};
 pub use fact::{
     Change, Checkpoint, Dropped, Fact, Lock, Parameters, Prepared, RelFile, Rows, TransactionEnd, WalLevel, widen_xid,
 };

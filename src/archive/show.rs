@@ -1,0 +1,91 @@
+//! What a segment holds: of one in the archive, or of a file on disk. When its last record goes on in the next segment,
+//! that one is read as far as the record goes.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    ops::ControlFlow,
+    path::Path,
+};
+
+use crate::{
+    error::{Error, Kind, Result},
+    postgres::{SegmentName, WalFile},
+    repository::{
+        System, join,
+        wal_object::{self, WalHead, WalObject},
+    },
+    wal::{Contents, Inspector, SegmentHeader, page::LONG_HEADER},
+};
+
+/// Shows a segment of the archive, and the head of its object. With `each` every commit and abort is listed.
+/// `NotFound` when it is not there.
+pub async fn show(system: &System, name: SegmentName, each: bool) -> Result<(Contents, WalHead, u64)> {
+    let size = system.document.segment_size;
+    let open = async |name| wal_object::open(&*system.store, &system.folder.segment(name)?).await;
+    let object = open(name).await?;
+    let length = object.length;
+    let inspector = Inspector::new(name.start(size)?, size, each);
+    let (mut inspector, head) = join(tokio::task::spawn_blocking(move || read(object, inspector, false)).await)??;
+    let mut next = name;
+    while inspector.wants_more() {
+        next = next.next(size)?;
+        let object = match open(next).await {
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Damaged) => break,
+            object => object?,
+        };
+        (inspector, _) = join(tokio::task::spawn_blocking(move || read(object, inspector, true)).await)??;
+    }
+    Ok((inspector.finish(), head, length))
+}
+
+/// Feeds an object: all of it, or as much as is wanted.
+fn read(object: WalObject, mut inspector: Inspector, wanted: bool) -> Result<(Inspector, WalHead)> {
+    let head = object.read(|bytes| {
+        inspector.feed(bytes);
+        Ok(if wanted && !inspector.wants_more() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    Ok((inspector, head))
+}
+
+/// Shows a file: a segment or a `.partial`, whatever its name. The next segment is looked for beside it.
+pub fn show_file(path: &Path, each: bool) -> Result<(Contents, SegmentName)> {
+    let failed = |error| Error::io("read", path, error);
+    let mut file = File::open(path).map_err(|error| Error::io("open", path, error))?;
+    let mut front = Vec::with_capacity(LONG_HEADER);
+    Read::by_ref(&mut file).take(LONG_HEADER as u64).read_to_end(&mut front).map_err(failed)?;
+    let header = SegmentHeader::parse(&front).map_err(|error| error.context(path.display()))?;
+    let named = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+    let name = match named {
+        Some(WalFile::Segment(name) | WalFile::Partial(name)) => {
+            header.check_name(name).map_err(|error| {
+                error.hint("PostgreSQL keeps old segments under later names until it writes them anew")
+            })?;
+            name
+        }
+        _ => SegmentName::holding(header.timeline, header.start, header.size),
+    };
+    let mut inspector = Inspector::new(header.start, header.size, each);
+    inspector.feed(&front);
+    feed(&mut inspector, &mut file, |_| true).map_err(failed)?;
+    let mut next = name;
+    while inspector.wants_more() {
+        next = next.next(header.size)?;
+        let beside = path.with_file_name(next.to_string());
+        let Ok(mut file) = File::open(&beside) else { break };
+        feed(&mut inspector, &mut file, Inspector::wants_more).map_err(|error| Error::io("read", &beside, error))?;
+    }
+    Ok((inspector.finish(), name))
+}
+
+/// Feeds the rest of a file while more is wanted.
+fn feed(inspector: &mut Inspector, file: &mut File, wanted: impl Fn(&Inspector) -> bool) -> io::Result<()> {
+    let mut buffer = vec![0; 256 << 10];
+    while wanted(inspector) {
+        match file.read(&mut buffer)? {
+            0 => break,
+            count => inspector.feed(&buffer[..count]),
+        }
+    }
+    Ok(())
+}
