@@ -37,6 +37,46 @@ fn a_backup_is_listed_with_what_it_opens() {
 }
 
 #[test]
+fn the_catalogue_has_the_names_of_every_database() {
+    for_each_version(|installation| {
+        let p = Protected::new(installation, Place::Directory, |b| b);
+        p.cluster.psql("create database shop");
+        p.cluster.psql("create database shut");
+        p.cluster.psql("alter database shut allow_connections false");
+        p.cluster.psql_db("shop", "create schema \"Old\"");
+        p.cluster.psql_db("shop", "create table \"Old\".\"T ä\" (id serial primary key, t text)");
+        p.cluster.psql_db("shop", "truncate \"Old\".\"T ä\"");
+        p.cluster.psql("vacuum full pg_database");
+        let taken = p.walden(["backup"]);
+        assert!(taken.stderr.contains("database shut are not known: it takes no connections"), "{taken}");
+        let id = taken.ok().lines().last().unwrap_or_default().to_owned();
+        let stored = fs::read(folder(&p, &id).join("catalogue-1.json.zst")).unwrap();
+        let text = String::from_utf8(zstd::decode_all(&stored[..]).unwrap()).unwrap();
+        let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        assert_eq!(lines[0]["catalogue"]["backup"], id.as_str());
+        let one = |kind: &str, name: &str| {
+            let found: Vec<_> = lines.iter().map(|l| &l[kind]).filter(|l| l["name"] == name).collect();
+            assert_eq!(found.len(), 1, "{name}: {found:?}");
+            found[0].clone()
+        };
+        let shop = one("database", "shop");
+        assert_eq!((&shop["listed"], one("database", "shut").get("listed")), (&true.into(), None));
+        assert_eq!(one("tablespace", "pg_default")["oid"], 1663);
+        let table = one("relation", "T ä");
+        let number = |sql: &str| p.cluster.psql_db("shop", sql).parse::<u64>().unwrap();
+        assert_eq!(table["oid"], number("select '\"Old\".\"T ä\"'::regclass::oid"));
+        assert_eq!(table["file"], number("select pg_relation_filenode('\"Old\".\"T ä\"')"));
+        assert_eq!((&table["schema"], &table["kind"], &table["database"]), (&"Old".into(), &"r".into(), &shop["oid"]));
+        assert_eq!(one("relation", "T ä_pkey")["parent"], table["oid"]);
+        // Mapped, moved, and told once.
+        let databases = one("relation", "pg_database");
+        assert_eq!((&databases["database"], &databases["oid"]), (&0.into(), &1262.into()));
+        assert_eq!(databases["file"], number("select pg_relation_filenode('pg_database')"));
+        assert_ne!(databases["file"], 1262);
+    });
+}
+
+#[test]
 fn a_second_backup_at_the_same_time_is_refused() {
     let p = Protected::new(any(), Place::Directory, |b| b);
     p.cluster.psql("create table t as select generate_series(1, 3000000) as n");

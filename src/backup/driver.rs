@@ -10,6 +10,7 @@ use std::{
 use tokio::runtime::Handle;
 
 use super::{
+    catalogue,
     part::Attributes,
     source::{self, Pages},
     throttle::Throttle,
@@ -77,6 +78,8 @@ pub struct BackupOutcome {
     pub document: BackupDocument,
     /// What a base backup cannot hold, in words.
     pub skipped: Vec<String>,
+    /// What its catalogue could not tell, in words.
+    pub unnamed: Vec<String>,
 }
 
 /// Takes a backup.
@@ -162,7 +165,12 @@ impl Driver<'_> {
         let walk = self.walk().await?;
         self.around.progress.start("backing up", Some(walk.size()));
         let job = Arc::new(self.job(id, start, &walk));
-        let mut haul = workers::run(job.clone(), self.request.parallel).await?;
+        let level = self.request.level;
+        let (haul, catalogue) = tokio::join!(
+            workers::run(job.clone(), self.request.parallel),
+            catalogue::take(&self.system, &self.request.conninfo, id, started, level),
+        );
+        let mut haul = haul?;
         let (stop, last) = self.last_part(&job, session).await?;
         haul.files.extend(last.files);
         haul.parts.extend(last.parts);
@@ -196,11 +204,12 @@ impl Driver<'_> {
             last_segment: last,
             size,
             files,
-            stored: haul.parts.iter().map(|p| p.length).sum::<u64>() + length,
+            stored: haul.parts.iter().map(|p| p.length).sum::<u64>() + length + catalogue.length,
             parts: haul.parts.iter().map(|p| PartSummary { number: p.number, length: p.length }).collect(),
             references: Vec::new(),
             manifest: 1,
             manifest_blake3,
+            catalogue: catalogue.number,
             data_checksums: self.control.has_checksums(),
             bad_pages: haul.bad,
             tablespaces,
@@ -211,7 +220,7 @@ impl Driver<'_> {
         self.system.publish(&document, 1).await?;
         self.around.progress.finish();
         let skipped = walk.skipped.iter().map(|s| format!("{} {}", s.path.display(), s.why)).collect();
-        Ok(BackupOutcome { document, skipped })
+        Ok(BackupOutcome { document, skipped, unnamed: catalogue.missing })
     }
 
     /// The id of this second; when a backup has it already, of the next.

@@ -1,6 +1,7 @@
 //! The backup driver, the local way: reads the data directory of a running cluster in parallel, between
 //! `pg_backup_start` and `pg_backup_stop`, into the parts of one complete backup.
 
+mod catalogue;
 mod driver;
 mod part;
 mod source;

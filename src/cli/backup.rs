@@ -54,6 +54,9 @@ fn tell(outcome: &BackupOutcome, context: &Context) -> Result<End> {
     for skipped in &outcome.skipped {
         out.remark(format_args!("left out: {skipped}"));
     }
+    for unnamed in &outcome.unnamed {
+        out.remark(format_args!("{} {unnamed}", out.paint(Paint::Warning, "warning:")));
+    }
     for bad in &document.bad_pages {
         out.remark(format_args!(
             "{} page {} of {} has a wrong checksum",

@@ -96,6 +96,16 @@ impl Conninfo {
         self.config.get_user()
     }
 
+    /// The same server and role, another database.
+    #[must_use]
+    pub fn to_database(&self, name: &str) -> Self {
+        let mut other = self.clone();
+        other.config.dbname(name);
+        let others = self.shown.split(' ').filter(|part| !part.starts_with("dbname="));
+        other.shown = others.chain([format!("dbname={name}").as_str()]).collect::<Vec<_>>().join(" ");
+        other
+    }
+
     /// Reads a connection string. `environment` answers for `PG*` and `HOME`.
     pub fn parse(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
         let mut given =

@@ -3,6 +3,8 @@
 //! A [`Session`] is one connection. The server ends a backup that its session does not outlive, so a backup keeps
 //! its session from [`Session::backup_start`] to [`Session::backup_stop`].
 
+pub mod catalogue;
+
 use std::{collections::HashMap, future::Future, path::PathBuf, str::FromStr, time::Duration};
 
 use chrono::{DateTime, Utc};

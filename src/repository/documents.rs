@@ -123,6 +123,9 @@ pub struct BackupDocument {
     pub manifest: u32,
     /// BLAKE3 of the manifest's content.
     pub manifest_blake3: Blake3,
+    /// The number of its catalogue: `catalogue-<n>.json.zst`. Absent where none was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub catalogue: Option<u32>,
     /// Whether the cluster has page checksums.
     pub data_checksums: bool,
     /// Pages whose checksums were wrong: the backup is kept, and marked by these.

@@ -98,6 +98,11 @@ impl SystemFolder {
         Key::new(format!("{}manifest-{number}.json.zst", self.backup(id)))
     }
 
+    /// What the databases and relations were called when a backup was taken, in its `number`th version.
+    pub fn catalogue(&self, id: BackupId, number: u32) -> Result<Key> {
+        Key::new(format!("{}catalogue-{number}.json.zst", self.backup(id)))
+    }
+
     /// A part of a backup; parts are counted from 1.
     pub fn part(&self, id: BackupId, number: u32) -> Result<Key> {
         Key::new(format!("{}part-{number:05}.tar.zst", self.backup(id)))

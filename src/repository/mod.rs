@@ -1,6 +1,7 @@
 //! The layout of a repository, and the one place that knows what is called what: keys, documents, manifests, the
 //! catalogue of backups, leases.
 
+mod catalogue;
 mod documents;
 mod layout;
 pub mod lease;
@@ -11,6 +12,7 @@ pub mod wal_object;
 
 use std::{ops::ControlFlow, sync::Arc};
 
+pub use catalogue::{CatalogueEntry, CatalogueWriter};
 pub use documents::{BackupDocument, BadPage, FORMAT, PartSummary, RepositoryDocument, SystemDocument, Tablespace};
 pub use layout::{REPOSITORY, SystemFolder, segment_of};
 pub use manifest::{Directory, File, Layer, LayerKind, Manifest, Part};

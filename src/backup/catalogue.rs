@@ -1,0 +1,78 @@
+//! Writes down what the databases and relations of the server are called while it is backed up, by SQL. A backup is
+//! whole without its catalogue: what goes wrong here is told, and no more.
+
+use crate::{
+    error::Result,
+    postgres::{Conninfo, sql::Session},
+    repository::{BackupId, CatalogueEntry, CatalogueWriter, System},
+};
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// The catalogue's number, if there is one.
+    pub number: Option<u32>,
+    /// The length of the object in bytes.
+    pub length: u64,
+    /// What it could not tell, in words.
+    pub missing: Vec<String>,
+}
+
+/// Takes the catalogue of the server at `conninfo`.
+pub async fn take(
+    system: &System,
+    conninfo: &Conninfo,
+    backup: BackupId,
+    taken: chrono::DateTime<chrono::Utc>,
+    level: i32,
+) -> Taken {
+    let mut missing = Vec::new();
+    match write(system, conninfo, backup, (taken, level), &mut missing).await {
+        Ok(length) => Taken { number: Some(1), length, missing },
+        Err(error) => {
+            missing.push(format!("the backup has no catalogue of names, so that walden find shows numbers: {error}"));
+            Taken { number: None, length: 0, missing }
+        }
+    }
+}
+
+async fn write(
+    system: &System,
+    conninfo: &Conninfo,
+    backup: BackupId,
+    (taken, level): (chrono::DateTime<chrono::Utc>, i32),
+    missing: &mut Vec<String>,
+) -> Result<u64> {
+    let mut catalogue = CatalogueWriter::new(backup, taken, level)?;
+    let session = Session::open(conninfo).await?;
+    let (databases, tablespaces) = (session.databases().await?, session.tablespaces().await?);
+    drop(session);
+    for tablespace in tablespaces {
+        catalogue.add(&CatalogueEntry::Tablespace(tablespace))?;
+    }
+    let mut shared_done = false;
+    for (mut database, connectable) in databases {
+        if connectable {
+            match relations(&conninfo.to_database(&database.name), !shared_done, &mut catalogue).await {
+                Ok(()) => (database.listed, shared_done) = (true, true),
+                Err(error) => missing.push(format!("the names of database {} are not known: {error}", database.name)),
+            }
+        // Everywhere template0 takes none.
+        } else if database.name != "template0" {
+            missing.push(format!("the names of database {} are not known: it takes no connections", database.name));
+        }
+        catalogue.add(&CatalogueEntry::Database(database))?;
+    }
+    system.put_catalogue(backup, catalogue, 1).await
+}
+
+/// Adds the relations of one database; those that all databases share only once.
+async fn relations(conninfo: &Conninfo, shared: bool, catalogue: &mut CatalogueWriter) -> Result<()> {
+    let session = Session::open(conninfo).await?;
+    session
+        .relations(|relation| match relation.database {
+            0 if !shared => Ok(()),
+            _ => catalogue.add(&CatalogueEntry::Relation(relation)),
+        })
+        .await
+}
