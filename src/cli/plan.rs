@@ -112,6 +112,9 @@ pub fn show(plan: &Plan, output: &Output) {
             plan.last_segment
         ),
     );
+    for tablespace in plan.created_tablespaces.iter().filter(|t| !t.path.is_empty()) {
+        line("creates", format!("tablespace {} in {}: replay needs that folder", tablespace.oid, tablespace.path));
+    }
     for name in &plan.prepared {
         line("prepared", format!("\"{name}\" is unfinished at the stop"));
     }

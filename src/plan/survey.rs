@@ -79,7 +79,7 @@ pub struct Seen {
     pub checkpoints: HashMap<Lsn, DateTime<Utc>>,
     /// The greatest values that the log has for the settings a recovering server needs.
     pub required: Option<RequiredSettings>,
-    /// Tablespaces that replay creates.
+    /// Tablespaces that replay creates, those that it drops again among them: it needs their folders.
     pub tablespaces: Vec<CreatedTablespace>,
     /// Names of transactions that are prepared and not finished at the stop.
     pub prepared: Vec<String>,
@@ -160,7 +160,6 @@ impl Survey {
             Fact::TablespaceCreate { oid, path } => {
                 self.seen.tablespaces.push(CreatedTablespace { lsn: record.start, oid: *oid, path: path.clone() });
             }
-            Fact::TablespaceDrop { oid } => self.seen.tablespaces.retain(|t| t.oid != *oid),
             _ => {}
         }
     }

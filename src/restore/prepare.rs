@@ -83,15 +83,16 @@ impl Restore {
     pub async fn prepare(system: System, plan: Plan, request: RestoreRequest, now: DateTime<Utc>) -> Result<Self> {
         let pgdata = request.pgdata.clone();
         not_running(&pgdata)?;
+        enough(&plan, &request)?;
         let mark = mark::unfinished(&pgdata)?;
         let before = before(&request, mark.as_ref(), &plan)?;
         let begun = mark.as_ref().map_or(now, |m| m.begun);
         let owner = Owner::choose(request.owner.as_deref(), &pgdata)?;
         let manifest = Arc::new(system.manifest(&plan.backup).await?);
         let old = Old::of(&pgdata, before);
+        created(&plan, &request)?;
         let tablespaces = tablespaces(&manifest, &request, &old)?;
         let waldir = waldir(&request, &old)?;
-        created(&plan)?;
         let mut warnings = Vec::new();
         if lacks_configuration(&manifest) {
             warnings.push(
@@ -354,18 +355,41 @@ fn waldir(request: &RestoreRequest, old: &Old) -> Result<Option<PathBuf>> {
     Ok(Some(path.clone()))
 }
 
-/// Replay creates these at their old paths, whatever is asked for here.
-fn created(plan: &Plan) -> Result<()> {
+/// Refuses settings with which recovery would stop (`RecoveryRequiresIntParameter` in `xlogrecovery.c`).
+fn enough(plan: &Plan, request: &RestoreRequest) -> Result<()> {
+    let required = plan.required.each();
+    for (name, value) in &request.settings {
+        let least = required.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map_or(0, |(_, least)| *least);
+        if value.trim().parse::<u32>().is_ok_and(|value| value < least) {
+            return Err(Error::invalid(format!("{name} must be at least {least}, or recovery stops"))
+                .hint("leave it out of --set until recovery has ended"));
+        }
+    }
+    Ok(())
+}
+
+/// Replay creates these at their old paths, whatever is asked for here: the path stands in the log, and where a link
+/// in `pg_tblspc` leads elsewhere replay makes it anew (`create_tablespace_directories` in `tablespace.c`).
+fn created(plan: &Plan, request: &RestoreRequest) -> Result<()> {
     for tablespace in plan.created_tablespaces.iter().filter(|t| !t.path.is_empty()) {
-        if !is_vacant(Path::new(&tablespace.path))? {
+        let path = Path::new(&tablespace.path);
+        let hint = format!(
+            "move away what lies there, restore on another host, or stop earlier: --to before:{}",
+            tablespace.lsn
+        );
+        if request.maps.iter().any(|(from, _)| from == path) {
             return Err(Error::refused(format!(
-                "recovery will create tablespace {} in {}, as the cluster did at {}; that directory is not empty",
+                "tablespace {} cannot be mapped: it was created after the backup, and replay creates it in {} again",
+                tablespace.oid, tablespace.path
+            ))
+            .hint(hint));
+        }
+        if !is_vacant(path)? {
+            return Err(Error::refused(format!(
+                "replay creates tablespace {} in {}, as the cluster did at {}; that directory is not empty",
                 tablespace.oid, tablespace.path, tablespace.lsn
             ))
-            .hint(format!(
-                "move away what lies there, restore on another host, or stop earlier: --to before:{}",
-                tablespace.lsn
-            )));
+            .hint(hint));
         }
     }
     Ok(())

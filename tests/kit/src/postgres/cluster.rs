@@ -164,6 +164,18 @@ impl Cluster {
         self.server.as_mut().is_some_and(|server| server.ended().is_none())
     }
 
+    /// Starts the server, which is to end by itself sooner or later, and gives its log.
+    ///
+    /// # Panics
+    /// When it goes on running.
+    #[track_caller]
+    pub fn start_to_fail(&mut self) -> String {
+        if self.try_start().is_ok() {
+            self.wait_stopped();
+        }
+        self.log()
+    }
+
     /// The process id of the postmaster.
     #[must_use]
     pub fn postmaster_pid(&self) -> Option<i32> {
@@ -200,7 +212,11 @@ impl Cluster {
         self.try_psql_db("postgres", sql)
     }
 
-    fn try_psql_db(&self, database: &str, sql: &str) -> Result<String, String> {
+    /// The same in another database.
+    ///
+    /// # Errors
+    /// At the first statement that fails, or when nobody answers.
+    pub fn try_psql_db(&self, database: &str, sql: &str) -> Result<String, String> {
         let mut psql = self.pg("psql");
         psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-f", "-", "-d", database]);
         let ran = run_with_input(&mut psql, sql);
