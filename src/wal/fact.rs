@@ -1,18 +1,14 @@
-//! What records say, as far as recovery is planned by it. The layouts differ between versions; each decoder names
-//! its source.
+//! What records say, as far as recovery is planned, and mishaps are found, by it.
 
 use std::{fmt, str::FromStr};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    fields::Fields,
-    record::{RecordHeader, resource_manager},
-};
+use super::runs;
 use crate::{
     error::{Error, Result},
-    postgres::{Lsn, RequiredSettings, TimelineId, Version, text_in_json},
+    postgres::{Lsn, RequiredSettings, TimelineId, text_in_json},
 };
 
 /// What a record says. In JSON: an object whose `what` names the kind.
@@ -124,9 +120,9 @@ pub enum Fact {
         transactional: bool,
         /// The OID of the database.
         database: u32,
-        /// Its prefix.
+        /// The first 200 bytes of its prefix.
         prefix: String,
-        /// Its first 200 bytes, as far as they are text.
+        /// Its first 200 bytes, as far as they are text. Empty behind a prefix of several kilobytes.
         text: String,
         /// All its bytes.
         size: u32,
@@ -137,6 +133,8 @@ pub enum Fact {
     PageImage {
         /// The file of the first page.
         file: RelFile,
+        /// How many pages.
+        pages: u32,
     },
     /// Anything else.
     #[serde(other)]
@@ -203,7 +201,7 @@ pub struct Dropped {
 pub enum Change {
     /// Inserted.
     Insert,
-    /// Updated.
+    /// Updated; also deleted from one partition to be inserted into another.
     Update,
     /// Deleted.
     Delete,
@@ -233,8 +231,8 @@ pub struct TransactionEnd {
     pub xid: u32,
     /// When, by the server's clock.
     pub time: DateTime<Utc>,
-    /// Its subtransactions that ended with it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Its subtransactions that ended with it. In JSON a run of several is the list of its first and its last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "runs")]
     pub subtransactions: Vec<u32>,
     /// `COMMIT PREPARED` or `ROLLBACK PREPARED`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -355,7 +353,7 @@ pub enum WalLevel {
 }
 
 impl WalLevel {
-    fn from_number(number: i32) -> Option<Self> {
+    pub(super) fn from_number(number: i32) -> Option<Self> {
         match number {
             0 => Some(Self::Minimal),
             1 => Some(Self::Replica),
@@ -363,178 +361,6 @@ impl WalLevel {
             _ => None,
         }
     }
-}
-
-/// Whether the bytes of such a record are needed to tell its fact.
-pub(super) fn is_told(rmid: u8, info: u8) -> bool {
-    match rmid {
-        resource_manager::XLOG => {
-            matches!(info & 0xF0, 0x00 | 0x10 | 0x40 | 0x50 | 0x60 | 0x70 | 0x90 | 0xD0 | 0xE0)
-        }
-        resource_manager::XACT => info & 0x70 <= 0x40,
-        resource_manager::TABLESPACE => matches!(info & 0xF0, 0x00 | 0x10),
-        _ => false,
-    }
-}
-
-/// The fact that a record with this main data tells; `None` when the data is not what the version writes.
-pub(super) fn decode(header: &RecordHeader, main: &[u8], version: Version) -> Option<Fact> {
-    let fields = Fields::of(main);
-    match header.rmid {
-        resource_manager::XLOG => xlog(header.info & 0xF0, fields, version),
-        resource_manager::XACT => xact(header, fields, version),
-        resource_manager::TABLESPACE => tablespace(header.info & 0xF0, fields),
-        _ => Some(Fact::Other),
-    }
-}
-
-/// `src/include/catalog/pg_control.h` (the opcodes) and `src/include/access/xlog_internal.h`.
-fn xlog(op: u8, mut fields: Fields<'_>, version: Version) -> Option<Fact> {
-    Some(match op {
-        0x00 | 0x10 => Fact::Checkpoint(checkpoint(op == 0x00, fields, version)?),
-        0x40 => Fact::Switch,
-        0x50 => Fact::BackupEnd { start: Lsn(fields.u64()?) },
-        0x60 => Fact::ParameterChange(parameters(fields)?),
-        0x70 => Fact::RestorePoint { time: timestamp(fields.i64()?), name: fields.text() },
-        0x90 => Fact::EndOfRecovery {
-            time: timestamp(fields.i64()?),
-            timeline: TimelineId::new(fields.u32()?).ok()?,
-            previous: TimelineId::new(fields.u32()?).ok()?,
-            wal_level: if version.0 >= 17 { WalLevel::from_number(fields.i32()?) } else { None },
-        },
-        0xD0 => Fact::OverwriteContrecord { overwritten: Lsn(fields.u64()?), time: timestamp(fields.i64()?) },
-        0xE0 => Fact::CheckpointRedo { wal_level: fields.i32().and_then(WalLevel::from_number) },
-        _ => Fact::Other,
-    })
-}
-
-fn checkpoint(shutdown: bool, mut fields: Fields<'_>, version: Version) -> Option<Checkpoint> {
-    let redo = Lsn(fields.u64()?);
-    let timeline = TimelineId::new(fields.u32()?).ok()?;
-    let previous = TimelineId::new(fields.u32()?).ok()?;
-    // fullPageWrites and padding.
-    fields.skip(4)?;
-    // wal_level came with 17, in what was padding.
-    let wal_level = fields.i32()?;
-    let wal_level = if version.0 >= 17 { WalLevel::from_number(wal_level) } else { None };
-    if version.0 >= 19 {
-        // logicalDecodingEnabled and padding.
-        fields.skip(8)?;
-    }
-    let next_xid = fields.u64()?;
-    // nextOid to oldestMultiDB, with padding up to the time; nextMultiOffset has 8 bytes since 19.
-    fields.skip(32)?;
-    let time = DateTime::from_timestamp(fields.i64()?, 0)?;
-    Some(Checkpoint { shutdown, redo, timeline, previous, wal_level, next_xid, time })
-}
-
-fn parameters(mut fields: Fields<'_>) -> Option<Parameters> {
-    Some(Parameters {
-        max_connections: fields.i32()?,
-        max_worker_processes: fields.i32()?,
-        max_wal_senders: fields.i32()?,
-        max_prepared_transactions: fields.i32()?,
-        max_locks_per_transaction: fields.i32()?,
-        wal_level: WalLevel::from_number(fields.i32()?),
-        wal_log_hints: fields.u8()? != 0,
-        track_commit_timestamp: fields.u8()? != 0,
-    })
-}
-
-/// `src/include/access/xact.h`.
-fn xact(header: &RecordHeader, fields: Fields<'_>, version: Version) -> Option<Fact> {
-    let op = header.info & 0x70;
-    Some(match op {
-        0x00 | 0x30 => Fact::Commit(transaction_end(header, fields, version)?),
-        0x20 | 0x40 => Fact::Abort(transaction_end(header, fields, version)?),
-        0x10 => Fact::Prepare(prepared(fields, version)?),
-        _ => Fact::Other,
-    })
-}
-
-/// `ParseCommitRecord` and `ParseAbortRecord` in `rmgrdesc/xactdesc.c`: the parts that `xinfo` announces follow each
-/// other in the order of the tests below.
-fn transaction_end(header: &RecordHeader, mut fields: Fields<'_>, version: Version) -> Option<TransactionEnd> {
-    const HAS_INFO: u8 = 0x80;
-    let prepared = header.info & 0x70 >= 0x30;
-    let time = timestamp(fields.i64()?);
-    let info = if header.info & HAS_INFO != 0 { fields.u32()? } else { 0 };
-    let has = |bit: u32| info & (1 << bit) != 0;
-    let mut end = TransactionEnd::new(header.xid, time);
-    end.prepared = prepared;
-    if has(0) {
-        // The database and its tablespace.
-        fields.skip(8)?;
-    }
-    if has(1) {
-        let count = fields.count()?;
-        let xids = fields.take(count.checked_mul(4)?)?.as_chunks().0;
-        end.subtransactions = xids.iter().map(|xid| u32::from_le_bytes(*xid)).collect();
-    }
-    if has(2) {
-        // Files that are removed.
-        skip_list(&mut fields, 12)?;
-    }
-    if has(8) {
-        // Dropped statistics came with 15, and grew to 64-bit object ids with 18.
-        skip_list(&mut fields, if version.0 >= 18 { 16 } else { 12 })?;
-    }
-    if has(3) {
-        // Cache invalidation messages.
-        skip_list(&mut fields, 16)?;
-    }
-    if has(4) {
-        end.xid = fields.u32()?;
-        if has(7) {
-            end.gid = Some(fields.text());
-        }
-    } else if prepared {
-        return None;
-    }
-    Some(end)
-}
-
-fn skip_list(fields: &mut Fields<'_>, item: usize) -> Option<()> {
-    let count = fields.count()?;
-    fields.skip(count.checked_mul(item)?)
-}
-
-/// `xl_xact_prepare`, and after it the name.
-fn prepared(mut fields: Fields<'_>, version: Version) -> Option<Prepared> {
-    // magic and total_len.
-    fields.skip(8)?;
-    let xid = fields.u32()?;
-    // The database.
-    fields.skip(4)?;
-    let time = timestamp(fields.i64()?);
-    // owner, nsubxacts, ncommitrels, nabortrels; ncommitstats and nabortstats came with 15; then ninvalmsgs,
-    // initfileinval and a byte of padding.
-    fields.skip(16 + if version.0 >= 15 { 8 } else { 0 } + 6)?;
-    let length = usize::from(fields.u16()?);
-    // origin_lsn and origin_timestamp.
-    fields.skip(16)?;
-    let gid = Fields::of(fields.take(length)?).text();
-    Some(Prepared { xid, gid, time })
-}
-
-/// `src/include/commands/tablespace.h`.
-fn tablespace(op: u8, mut fields: Fields<'_>) -> Option<Fact> {
-    let oid = fields.u32()?;
-    Some(match op {
-        0x00 => Fact::TablespaceCreate { oid, path: fields.text() },
-        0x10 => Fact::TablespaceDrop { oid },
-        _ => Fact::Other,
-    })
-}
-
-/// A `TimestampTz`: microseconds since the start of the year 2000. What no calendar holds becomes its first or last
-/// instant, so that it compares as PostgreSQL compares it.
-fn timestamp(micros: i64) -> DateTime<Utc> {
-    const POSTGRES_EPOCH: i64 = 946_684_800;
-    let bound = if micros < 0 { DateTime::<Utc>::MIN_UTC } else { DateTime::<Utc>::MAX_UTC };
-    DateTime::from_timestamp(POSTGRES_EPOCH, 0)
-        .and_then(|epoch| epoch.checked_add_signed(TimeDelta::microseconds(micros)))
-        .unwrap_or(bound)
 }
 
 /// The 64-bit form of `xid`, when it was given out near `near` (for instance the `next_xid` of the nearest
@@ -549,45 +375,6 @@ pub fn widen_xid(xid: u32, near: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn header(rmid: u8, info: u8) -> RecordHeader {
-        RecordHeader { length: 0, xid: 7, prev: Lsn(0), info, rmid, crc: 0 }
-    }
-
-    #[test]
-    fn a_prepared_commit_bears_its_own_xid() {
-        for (version, stats_item) in [(14, 0), (17, 12), (18, 16)] {
-            let bits = 0b1_1001_1111_u32 & !if version == 14 { 1 << 8 } else { 0 };
-            let mut main = 1_000_000_i64.to_le_bytes().to_vec();
-            main.extend_from_slice(&bits.to_le_bytes());
-            main.extend_from_slice(&[0; 8]);
-            main.extend_from_slice(&[2, 0, 0, 0, 51, 0, 0, 0, 52, 0, 0, 0]);
-            main.extend_from_slice(&[1, 0, 0, 0]);
-            main.extend_from_slice(&[0xAA; 12]);
-            if stats_item > 0 {
-                main.extend_from_slice(&[1, 0, 0, 0]);
-                main.resize(main.len() + stats_item, 0xBB);
-            }
-            main.extend_from_slice(&[1, 0, 0, 0]);
-            main.extend_from_slice(&[0xCC; 16]);
-            main.extend_from_slice(&[50, 0, 0, 0]);
-            main.extend_from_slice(b"my gid\0");
-            let Some(Fact::Commit(end)) = decode(&header(1, 0xB0), &main, Version(version)) else {
-                panic!("{version}");
-            };
-            assert_eq!(end.time.to_rfc3339(), "2000-01-01T00:00:01+00:00");
-            assert_eq!((end.xid, end.prepared, end.gid.as_deref()), (50, true, Some("my gid")));
-            assert!(end.includes(50) && end.includes(52) && !end.includes(7));
-            assert_eq!(decode(&header(1, 0xB0), &main[..40], Version(version)), None);
-        }
-    }
-
-    #[test]
-    fn times_that_no_calendar_holds_still_compare() {
-        assert_eq!(timestamp(i64::MAX), DateTime::<Utc>::MAX_UTC);
-        assert_eq!(timestamp(i64::MIN), DateTime::<Utc>::MIN_UTC);
-        assert_eq!(timestamp(-1).to_rfc3339(), "1999-12-31T23:59:59.999999+00:00");
-    }
 
     #[test]
     fn a_narrow_xid_finds_its_epoch() {

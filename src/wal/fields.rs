@@ -1,6 +1,8 @@
 //! [`Fields`]: PostgreSQL's C structures field by field. Integers are little-endian on every platform that
 //! Walden reads WAL from; reading past the end is `None`, never a panic.
 
+use super::RelFile;
+
 /// What is left of a structure that is being read from its first field to its last.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fields<'a>(&'a [u8]);
@@ -16,6 +18,13 @@ impl<'a> Fields<'a> {
         let (taken, rest) = self.0.split_at_checked(count)?;
         self.0 = rest;
         Some(taken)
+    }
+
+    /// The next `count` bytes, or all that is left.
+    pub(super) fn up_to(&mut self, count: usize) -> &'a [u8] {
+        let (taken, rest) = self.0.split_at(self.0.len().min(count));
+        self.0 = rest;
+        taken
     }
 
     /// Passes over `count` bytes, for instance padding.
@@ -56,6 +65,11 @@ impl<'a> Fields<'a> {
     /// A count (a C `int`, never negative in sound data).
     pub(super) fn count(&mut self) -> Option<usize> {
         self.i32().and_then(|n| usize::try_from(n).ok())
+    }
+
+    /// A `RelFileLocator` (before 16 `RelFileNode`).
+    pub(super) fn rel_file(&mut self) -> Option<RelFile> {
+        Some(RelFile { tablespace: self.u32()?, database: self.u32()?, number: self.u32()? })
     }
 
     /// A C string: the bytes before the first zero, or all that is left when there is none.

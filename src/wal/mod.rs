@@ -6,11 +6,13 @@
 
 pub mod check;
 pub mod contents;
+mod decode;
 pub mod fact;
 mod fields;
 pub mod page;
 pub mod reader;
 pub mod record;
+mod runs;
 pub mod stop;
 pub mod summary;
 #[cfg(test)]
@@ -25,4 +27,4 @@ pub use page::{PageHeader, SegmentHeader};
 pub use reader::{End, Reader, Records};
 pub use record::Record;
 pub use stop::{Ended, Seen, Stop, StopFinder, StopRule};
-pub use summary::{Ending, Lead, List, RowCount, Summarizer, Summary, Tail, Told};
+pub use summary::{Ending, Joined, Lead, List, RowCount, Summarizer, Summary, Tail, Told};

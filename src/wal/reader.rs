@@ -5,15 +5,15 @@
 use std::collections::VecDeque;
 
 use super::{
-    Record, SegmentHeader,
-    fact::{self, Fact},
+    Fact, Record, SegmentHeader,
+    decode::{decode, needed},
     page::{LONG_HEADER, PageHeader},
     record::{self, HEADER, RecordHeader},
 };
 use crate::postgres::{Lsn, TimelineId};
 
 /// The most bytes of one record that are held. A commit of sixteen million subtransactions fits.
-const HELD: usize = 64 << 20;
+pub(super) const HELD: usize = 64 << 20;
 
 /// Why no record follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +57,24 @@ pub struct Reader {
     next: Lsn,
     found: VecDeque<Record>,
     end: Option<End>,
+    /// How many bytes of `leading` are kept.
+    keeps: usize,
+    leading: Option<Leading>,
+}
+
+/// What the first pages continue: a record that began before them.
+#[derive(Debug)]
+pub(super) struct Leading {
+    /// How many of its bytes are left where the first page begins.
+    pub left: u32,
+    /// How many of these were read.
+    pub read: u32,
+    /// The CRC-32C of those.
+    pub crc: u32,
+    /// The first of those.
+    pub bytes: Vec<u8>,
+    /// Where the next record may start, when all were read.
+    pub end: Lsn,
 }
 
 #[derive(Debug)]
@@ -73,16 +91,17 @@ enum State {
 
 /// A record of which some pages are still to come.
 #[derive(Debug)]
-struct Unfinished {
-    start: Lsn,
+pub(super) struct Unfinished {
+    pub start: Lsn,
     length: u32,
     /// How many of its bytes were read.
-    read: u32,
+    pub read: u32,
     header: [u8; HEADER],
     parsed: Option<RecordHeader>,
-    crc: u32,
+    /// The CRC-32C of those after the header.
+    pub crc: u32,
     /// The first bytes after the header, of a record that tells a fact.
-    body: Vec<u8>,
+    pub body: Vec<u8>,
 }
 
 impl Reader {
@@ -99,7 +118,14 @@ impl Reader {
             next: start,
             found: VecDeque::new(),
             end: None,
+            keeps: 0,
+            leading: None,
         }
+    }
+
+    /// The same, which keeps as many bytes of the record that the first pages continue.
+    pub(super) fn keeping(start: Lsn, bytes: usize) -> Self {
+        Self { keeps: bytes, ..Self::new(start) }
     }
 
     /// The records that end in `bytes`, which follow those of the call before. Chunks may have any size.
@@ -134,6 +160,24 @@ impl Reader {
             _ => None,
         };
         self.end.clone().unwrap_or(End::OfInput { unfinished })
+    }
+
+    /// What the first pages continued, if they did.
+    pub(super) fn leading(&self) -> Option<&Leading> {
+        self.leading.as_ref()
+    }
+
+    /// The record whose next bytes are still to come.
+    pub(super) fn unfinished(&self) -> Option<&Unfinished> {
+        match (&self.state, &self.end) {
+            (State::Within(record), None) => Some(record),
+            _ => None,
+        }
+    }
+
+    /// Whether the last record was a switch.
+    pub(super) fn is_switched(&self) -> bool {
+        matches!(self.state, State::Switched)
     }
 
     /// Takes one page, or what there is of one, from `bytes`. False when nothing more can come of them.
@@ -238,6 +282,9 @@ impl Reader {
         match std::mem::replace(&mut self.state, State::Between) {
             State::Seeking => {
                 let offset = if continued { data + align(header.remaining as usize) } else { data };
+                if continued && self.keeps > 0 {
+                    self.lead(page, header);
+                }
                 if offset >= page.len() {
                     self.state = State::Seeking;
                     return None;
@@ -258,6 +305,22 @@ impl Reader {
             }
             State::Within(record) => self.go_on(record, page, header.address, data),
         }
+    }
+
+    /// Takes what this page has of the record that began before the first one.
+    fn lead(&mut self, page: &[u8], header: &PageHeader) {
+        let left = header.remaining;
+        let new = Leading { left, read: 0, crc: 0, bytes: Vec::new(), end: header.address };
+        let leading = self.leading.get_or_insert(new);
+        if leading.left - leading.read != left {
+            return;
+        }
+        let bytes = &page[header.data_offset()..];
+        let bytes = &bytes[..bytes.len().min(left as usize)];
+        leading.read += bytes.len() as u32;
+        leading.crc = crc32c::crc32c_append(leading.crc, bytes);
+        leading.bytes.extend_from_slice(&bytes[..bytes.len().min(self.keeps - leading.bytes.len())]);
+        leading.end = header.address + align(header.data_offset() + bytes.len()) as u64;
     }
 
     /// Reads on in a record whose next bytes are at `data`.
@@ -343,17 +406,18 @@ impl Reader {
     }
 
     fn fact(&self, header: &RecordHeader, body: &[u8]) -> Option<Fact> {
-        if !fact::is_told(header.rmid, header.info) {
-            return Some(Fact::Other);
-        }
-        let version = self.segment?.version;
-        fact::decode(header, record::main_data(body, header.length as usize - HEADER, version)?, version)
+        decode(header, body, self.segment?.version)
     }
 }
 
 impl Unfinished {
     fn new(start: Lsn, length: u32) -> Self {
         Self { start, length, read: 0, header: [0; HEADER], parsed: None, crc: 0, body: Vec::new() }
+    }
+
+    /// Its header, as far as it was read.
+    pub(super) fn header(&self) -> &[u8] {
+        &self.header[..HEADER.min(self.read as usize)]
     }
 
     /// Adds the record's next bytes. An error when its header, now complete, cannot be right.
@@ -371,9 +435,8 @@ impl Unfinished {
             }
         }
         self.crc = crc32c::crc32c_append(self.crc, body);
-        if self.parsed.is_some_and(|header| fact::is_told(header.rmid, header.info)) {
-            self.body.extend_from_slice(&body[..body.len().min(HELD - self.body.len())]);
-        }
+        let needed = self.parsed.map_or(0, |header| needed(header.rmid, header.info)).min(HELD);
+        self.body.extend_from_slice(&body[..body.len().min(needed - self.body.len())]);
         if self.read == self.length {
             self.crc = crc32c::crc32c_append(self.crc, &self.header[..HEADER - 4]);
         }

@@ -1,7 +1,7 @@
 //! One WAL record: its header (`XLogRecord` in `src/include/access/xlogrecord.h`), and the way through its block
 //! references to its main data (`DecodeXLogRecord` in `xlogreader.c`).
 
-use super::{Fact, fields::Fields};
+use super::{Fact, RelFile, fields::Fields};
 use crate::postgres::{Lsn, Version};
 
 /// Bytes of a record's header. Every record starts at a multiple of eight.
@@ -15,8 +15,22 @@ pub mod resource_manager {
     pub const XLOG: u8 = 0;
     /// Commits, aborts, prepared transactions.
     pub const XACT: u8 = 1;
+    /// Files of relations that are made or cut off.
+    pub const SMGR: u8 = 2;
+    /// Databases.
+    pub const DATABASE: u8 = 4;
     /// Tablespaces.
     pub const TABLESPACE: u8 = 5;
+    /// The files of mapped catalogues.
+    pub const RELMAP: u8 = 7;
+    /// What a hot standby needs: locks.
+    pub const STANDBY: u8 = 8;
+    /// Tables, continued: several rows at once.
+    pub const HEAP2: u8 = 9;
+    /// Tables.
+    pub const HEAP: u8 = 10;
+    /// `pg_logical_emit_message()`.
+    pub const LOGICALMSG: u8 = 21;
     /// The highest number of a built-in one (19: `XLOG2`).
     pub(in super::super) const LAST_BUILT_IN: u8 = 22;
     /// Extensions have numbers from here on.
@@ -87,95 +101,152 @@ impl RecordHeader {
     }
 }
 
-/// The main data in `body`, a record without its header of which `length` bytes belong to it. `None` when the block
-/// references make no sense. `body` may be cut short; then so is the main data.
-pub(super) fn main_data(body: &[u8], length: usize, version: Version) -> Option<&[u8]> {
-    let mut fields = Fields::of(body);
-    let mut headers = 0;
-    let mut blocks = 0;
-    let main = loop {
-        if headers == length {
-            break 0;
-        }
-        let id = fields.u8()?;
-        match id {
-            255 => {
-                headers += 2;
-                break usize::from(fields.u8()?);
-            }
-            254 => {
-                headers += 5;
-                break usize::try_from(fields.u32()?).ok()?;
-            }
-            253 => {
-                fields.skip(2)?;
-                headers += 3;
-            }
-            252 => {
-                fields.skip(4)?;
-                headers += 5;
-            }
-            0..=32 => {
-                let (header, data) = block(&mut fields, version)?;
-                headers += 1 + header;
-                blocks += data;
-            }
-            _ => return None,
-        }
-    };
-    let start = headers + blocks;
-    if start.checked_add(main)? != length {
-        return None;
-    }
-    Some(body.get(start..).unwrap_or_default())
+/// What a record without its header is made of.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Body<'a> {
+    /// The main data; cut short when the body was.
+    pub main: &'a [u8],
+    /// The blocks that it calls 0 and 1.
+    pub blocks: [Option<Block>; 2],
+    /// How many blocks it refers to.
+    pub count: u32,
 }
 
-/// Passes over one block reference: the bytes of its header after the id, and those of its image and data, which
-/// lie further on.
-fn block(fields: &mut Fields<'_>, version: Version) -> Option<(usize, usize)> {
-    const HAS_IMAGE: u8 = 0x10;
-    const SAME_RELATION: u8 = 0x80;
-    const HAS_HOLE: u8 = 0x01;
-    // BKPIMAGE_IS_COMPRESSED until 14; since 15 one bit each for pglz, lz4 and zstd.
-    let compressed = if version.0 < 15 { 0x02 } else { 0x1C };
-    let flags = fields.u8()?;
-    let mut data = usize::from(fields.u16()?);
-    let mut header = 3;
-    if flags & HAS_IMAGE != 0 {
-        data += usize::from(fields.u16()?);
-        fields.skip(2)?;
-        let image = fields.u8()?;
-        header += 5;
-        if image & HAS_HOLE != 0 && image & compressed != 0 {
-            fields.skip(2)?;
-            header += 2;
+/// A block that a record refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Block {
+    pub file: RelFile,
+    /// 0 is the main fork.
+    pub fork: u8,
+    pub number: u32,
+}
+
+impl<'a> Body<'a> {
+    /// Takes `body` apart, of which `length` bytes belong to the record. `None` when the block references make no sense.
+    /// `body` may be cut short behind them.
+    pub(super) fn parse(body: &'a [u8], length: usize, version: Version) -> Option<Self> {
+        let mut fields = Fields::of(body);
+        let mut headers = 0;
+        let mut data = 0;
+        let mut blocks = [None; 2];
+        let mut count = 0;
+        let mut file = None;
+        let main = loop {
+            if headers == length {
+                break 0;
+            }
+            match fields.u8()? {
+                id @ 0..=32 => {
+                    let reference = Reference::parse(&mut fields, &mut file, version)?;
+                    headers += 1 + reference.header;
+                    data += reference.data;
+                    count += 1;
+                    if let Some(place) = blocks.get_mut(usize::from(id)) {
+                        *place = Some(reference.block);
+                    }
+                }
+                255 => {
+                    headers += 2;
+                    break usize::from(fields.u8()?);
+                }
+                254 => {
+                    headers += 5;
+                    break usize::try_from(fields.u32()?).ok()?;
+                }
+                253 => {
+                    fields.skip(2)?;
+                    headers += 3;
+                }
+                252 => {
+                    fields.skip(4)?;
+                    headers += 5;
+                }
+                _ => return None,
+            }
+        };
+        let start = headers + data;
+        if start.checked_add(main)? != length {
+            return None;
         }
+        Some(Self { main: body.get(start..).unwrap_or_default(), blocks, count })
     }
-    if flags & SAME_RELATION == 0 {
-        fields.skip(12)?;
-        header += 12;
+}
+
+/// One block reference.
+struct Reference {
+    block: Block,
+    /// Bytes of its header after the id.
+    header: usize,
+    /// Bytes of its image and its data, which lie further on.
+    data: usize,
+}
+
+impl Reference {
+    /// Reads the header behind the id. `file` is the one of the reference before, and becomes this one's.
+    fn parse(fields: &mut Fields<'_>, file: &mut Option<RelFile>, version: Version) -> Option<Self> {
+        const FORK: u8 = 0x0F;
+        const HAS_IMAGE: u8 = 0x10;
+        const SAME_RELATION: u8 = 0x80;
+        const HAS_HOLE: u8 = 0x01;
+        // BKPIMAGE_IS_COMPRESSED until 14; since 15 one bit each for pglz, lz4 and zstd.
+        let compressed = if version.0 < 15 { 0x02 } else { 0x1C };
+        let flags = fields.u8()?;
+        let mut data = usize::from(fields.u16()?);
+        let mut header = 3;
+        if flags & HAS_IMAGE != 0 {
+            data += usize::from(fields.u16()?);
+            fields.skip(2)?;
+            let image = fields.u8()?;
+            header += 5;
+            if image & HAS_HOLE != 0 && image & compressed != 0 {
+                fields.skip(2)?;
+                header += 2;
+            }
+        }
+        if flags & SAME_RELATION == 0 {
+            *file = Some(fields.rel_file()?);
+            header += 12;
+        }
+        let block = Block { file: (*file)?, fork: flags & FORK, number: fields.u32()? };
+        Some(Self { block, header: header + 4, data })
     }
-    fields.skip(4)?;
-    Some((header + 4, data))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn finds_the_main_data_behind_images() {
-        // Block 0: image of 4 bytes with a hole, compressed by lz4, 2 bytes of data, then 3 bytes of main data.
+    /// Block 0: image of 4 bytes with a hole, compressed by lz4, 2 bytes of data; block 1 in the same file; then 3 bytes of
+    /// main data.
+    fn body() -> Vec<u8> {
         let mut body = vec![0, 0x30, 2, 0, 4, 0, 9, 0, 0x01 | 0x08, 7, 0];
-        body.extend_from_slice(&[1; 12]);
-        body.extend_from_slice(&[2; 4]);
+        body.extend_from_slice(&[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 77, 0, 0, 0]);
+        body.extend_from_slice(&[1, 0x82, 0, 0, 78, 0, 0, 0]);
         body.extend_from_slice(&[252, 9, 9, 9, 9, 253, 8, 8, 255, 3]);
         body.extend_from_slice(b"IMAGDAmai");
-        assert_eq!(main_data(&body, body.len(), Version(15)), Some(&b"mai"[..]));
-        assert_eq!(main_data(&body, body.len(), Version(14)), None, "14 has no hole length here");
-        assert_eq!(main_data(&body[..body.len() - 2], body.len(), Version(15)), Some(&b"m"[..]), "cut");
-        assert_eq!(main_data(&[], 0, Version(15)), Some(&b""[..]));
-        assert_eq!(main_data(&[77], 1, Version(15)), None);
-        assert_eq!(main_data(&[254, 255, 255, 255, 255], 5, Version(15)), None);
+        body
+    }
+
+    #[test]
+    fn finds_the_main_data_behind_images() {
+        let body = body();
+        let main = |body: &[u8], length, version| Body::parse(body, length, Version(version)).map(|b| b.main.to_vec());
+        assert_eq!(main(&body, body.len(), 15).unwrap(), b"mai");
+        assert_eq!(main(&body, body.len(), 14), None, "14 has no hole length here");
+        assert_eq!(main(&body[..body.len() - 2], body.len(), 15).unwrap(), b"m", "cut");
+        assert_eq!(main(&[], 0, 15).unwrap(), b"");
+        assert_eq!(main(&[77], 1, 15), None);
+        assert_eq!(main(&[254, 255, 255, 255, 255], 5, 15), None);
+        assert_eq!(main(&[0, 0x80, 0, 0, 1, 0, 0, 0], 8, 15), None, "the same file as none");
+    }
+
+    #[test]
+    fn tells_the_blocks() {
+        let body = body();
+        let body = Body::parse(&body, body.len(), Version(15)).unwrap();
+        let file = RelFile { tablespace: 1, database: 2, number: 3 };
+        assert_eq!(body.blocks[0], Some(Block { file, fork: 0, number: 77 }));
+        assert_eq!(body.blocks[1], Some(Block { file, fork: 2, number: 78 }));
+        assert_eq!(body.count, 2);
     }
 }

@@ -1,15 +1,21 @@
 //! The summary of one segment: what plans and searches need to know of it without reading it. It is computed while the
 //! segment is pushed, from bytes that are in memory anyway, and stored in the object's head.
 //!
-//! A record that straddles two segments belongs to the one it starts in. That one's summary carries the bytes it has of
-//! it ([`Summary::tail`]), the next one's those that are left ([`Summary::lead`]); [`Summary::join`] makes the record of
-//! both, which counts only when its CRC is right.
+//! A record that straddles segments belongs to the one it starts in. That one's summary carries what it has of it
+//! ([`Summary::tail`]), the next one's what is left ([`Summary::lead`]); [`Summary::join`] makes the record of both, which
+//! counts only when its CRC is right. The CRC of a record whose bytes are too many is carried from piece to piece.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{Ended, Fact, Reader, Record, RelFile};
-use crate::postgres::{Lsn, Version};
+mod add;
+mod bounds;
+mod join;
+mod summarizer;
+
+pub use self::{join::Joined, summarizer::Summarizer};
+use super::{Ended, Fact, RelFile, decode::Interest, record::RecordHeader};
+use crate::postgres::Lsn;
 
 /// The format of the summaries that are written. One of a later format is passed over, and the records are read.
 pub const SUMMARY_FORMAT: u32 = 1;
@@ -56,16 +62,18 @@ pub struct Summary {
     /// The last commit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_commit: Option<Ended>,
-    /// What a plan needs to know: restore points, checkpoints, ends of recovery, parameter changes, prepared
-    /// transactions and their ends, tablespaces, overwritten records.
+    /// What a plan needs to know, by LSN: restore points, checkpoints, ends of recovery, ends of base backups, parameter
+    /// changes, prepared transactions and their ends (whatever these remove), tablespaces, overwritten records.
     #[serde(default, skip_serializing_if = "List::is_empty")]
     pub turns: List<Told>,
-    /// What a search needs to know besides: commits and aborts that remove or drop something or have subtransactions,
-    /// files made and cut off, databases made and dropped, locks, maps, messages, and changes of rows of shared
-    /// catalogues.
+    /// What a search needs to know besides, by LSN: commits and aborts that remove or drop something or have
+    /// subtransactions (which lead from the transactions that `rows` and locks name to the top ones), files made and cut
+    /// off, databases made and dropped, locks, maps, messages, and updates and deletions of rows of shared catalogues.
+    /// The files of a database that was made in the same segment are left out.
     #[serde(default, skip_serializing_if = "List::is_empty")]
     pub changes: List<Told>,
-    /// How many rows were changed, by file and transaction; those with the most changes first.
+    /// How many rows were changed, by file and transaction; those with the most changes first. When it is cut, those with
+    /// the most updates and deletions were kept, and the others as far as there was room.
     #[serde(default, skip_serializing_if = "List::is_empty")]
     pub rows: List<RowCount>,
 }
@@ -112,6 +120,11 @@ fn is_zero(xid: &u32) -> bool {
     *xid == 0
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_none_of_them(count: &u64) -> bool {
+    *count == 0
+}
+
 /// How many rows one transaction changed in one table, within one segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowCount {
@@ -122,40 +135,56 @@ pub struct RowCount {
     /// Where the first of the records starts.
     pub lsn: Lsn,
     /// Rows inserted.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_none_of_them")]
     pub inserted: u64,
     /// Rows updated.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_none_of_them")]
     pub updated: u64,
     /// Rows deleted.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_none_of_them")]
     pub deleted: u64,
-    /// Pages written without rows, in a file that this transaction made: a table that is written anew.
-    #[serde(default)]
+    /// Pages written without rows: a relation that is written anew, or an index that is built.
+    #[serde(default, skip_serializing_if = "is_none_of_them")]
     pub images: u64,
 }
 
-/// The first bytes of a segment, which continue a record.
+/// The first bytes of a segment, which continue a record. None of it is left once that was joined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lead {
     /// How many bytes of that record are left where the segment begins (`xlp_rem_len`).
     pub left: u32,
-    /// Those of them that lie in this segment, page headers removed; in JSON base64. None when they are too many, or
-    /// were joined.
+    /// How many of those lie in this segment. Fewer when the record goes on in the next segment as well, or was given up
+    /// after a crash.
+    pub here: u32,
+    /// The CRC-32C of those.
+    pub crc: u32,
+    /// Where the next record may start.
+    pub end: Lsn,
+    /// Where the segment ends.
+    pub until: Lsn,
+    /// The first of those bytes, page headers removed; in JSON base64.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "base64")]
     pub bytes: Option<Vec<u8>>,
 }
 
-/// The record at the end of a segment that is not whole there.
+/// The record at the end of a segment that is not whole there. None of it is left once it was joined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tail {
     /// Where it starts.
     pub start: Lsn,
-    /// Its bytes in this segment, page headers removed; in JSON base64. None when they are too many, or tell nothing
-    /// that plans and searches need, or were joined.
+    /// The start of the last whole record before it in this segment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prev: Option<Lsn>,
+    /// How many of its bytes lie in this segment.
+    pub here: u32,
+    /// The CRC-32C of those behind its header of 24 bytes.
+    pub crc: u32,
+    /// The first of its bytes, page headers removed; in JSON base64. No more than its header when it tells nothing that
+    /// plans and searches need.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "base64")]
     pub bytes: Option<Vec<u8>>,
-    /// Whether the record may tell something, and its bytes are not here: then the records must be read.
+    /// The record is whole and counts, but what it tells is not known, because these bytes are too few: the records must
+    /// be read. Only joining finds this out.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unknown: bool,
 }
@@ -200,61 +229,31 @@ mod base64 {
     }
 }
 
-/// Computes the summary of one segment from its bytes.
-#[derive(Debug)]
-pub struct Summarizer {
-    reader: Reader,
-    summary: Summary,
-    bounded: bool,
-}
-
-impl Summarizer {
-    /// For the segment that begins at `start`. Its lists are cut so that the summary fits into the head of an object.
-    #[must_use]
-    pub fn new(start: Lsn) -> Self {
-        let summary = Summary { format: SUMMARY_FORMAT, end: start, ..Summary::default() };
-        Self { reader: Reader::new(start), summary, bounded: true }
-    }
-
-    /// The same with whole lists, whatever their length.
-    #[must_use]
-    pub fn whole(start: Lsn) -> Self {
-        Self { bounded: false, ..Self::new(start) }
-    }
-
-    /// Takes the next bytes of the segment.
-    pub fn feed(&mut self, bytes: &[u8]) {
-        for record in self.reader.read(bytes) {
-            self.summary.add(&record);
-        }
-    }
-
-    /// The summary, when all bytes were fed.
-    #[must_use]
-    pub fn finish(self) -> Summary {
-        let _ = self.bounded;
-        self.summary
-    }
-}
-
 impl Summary {
-    fn add(&mut self, record: &Record) {
-        self.records += 1;
-        self.first.get_or_insert(record.start);
-        self.prev.get_or_insert(record.prev);
-        self.last = Some(record.start);
-        self.end = record.end;
-    }
-
-    /// Makes the record that straddles this segment and `next`, the one after it on the path, and adds what it tells to
-    /// this summary. `version` is that of the segments.
-    pub fn join(&mut self, next: &mut Self, version: Version) {
-        let _ = (next, version);
-    }
-
     /// Whether a transaction of that number ended in the segment, as far as the summary tells.
     #[must_use]
     pub fn may_end(&self, xid: u32) -> bool {
         self.xids.is_some_and(|(first, last)| xid.wrapping_sub(first) <= last.wrapping_sub(first))
     }
+
+    /// Whether the summary, once it was joined with the next one, tells all that a plan needs; with `searching` all that a
+    /// search needs too, except that [`Summary::rows`] may be cut: the transactions that are missing there changed few
+    /// rows. If not, the records must be read: those of this segment, and of the following ones for the end of the last.
+    #[must_use]
+    pub fn suffices(&self, searching: bool) -> bool {
+        let needed = if searching { Interest::Search } else { Interest::Plan };
+        let unknown = self.tail.as_ref().filter(|tail| tail.unknown).map(Tail::interest);
+        !self.turns.cut && !(searching && self.changes.cut) && unknown.is_none_or(|interest| interest < needed)
+    }
 }
+
+impl Tail {
+    /// What the record matters to: when its header is not whole, perhaps everything.
+    fn interest(&self) -> Interest {
+        let header = self.bytes.as_deref().and_then(<[u8]>::first_chunk).and_then(RecordHeader::parse);
+        header.map_or(Interest::Plan, |header| Interest::of(header.rmid, header.info))
+    }
+}
+
+#[cfg(test)]
+mod tests;

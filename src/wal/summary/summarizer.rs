@@ -1,0 +1,199 @@
+//! [`Summarizer`]: computes the summary of one segment from its bytes.
+
+use std::collections::HashMap;
+
+use super::{Ending, Lead, RowCount, SUMMARY_FORMAT, Summary, Tail, add::counted};
+use crate::{
+    postgres::Lsn,
+    wal::{
+        End, Fact, Reader, Record, RelFile,
+        decode::Interest,
+        reader::{HELD, Leading, Unfinished},
+        record::{HEADER, RecordHeader, resource_manager},
+    },
+};
+
+/// The most bytes of the record at either end of a segment that a bounded summary holds.
+const ENDS: usize = 8 << 10;
+/// The most pairs of file and transaction whose rows are counted at a time, in a bounded summary and in a whole one.
+const PAIRS: (usize, usize) = (4 << 10, 256 << 10);
+/// The most items of a list that are held at a time in a bounded summary.
+const ITEMS: usize = 2 << 10;
+
+/// Computes the summary of one segment from its bytes.
+#[derive(Debug)]
+pub struct Summarizer {
+    reader: Reader,
+    pub(super) gathered: Gathered,
+}
+
+/// What the records read so far tell.
+#[derive(Debug)]
+pub(super) struct Gathered {
+    summary: Summary,
+    rows: Tally,
+    /// The databases that were made.
+    databases: Vec<u32>,
+    bounded: bool,
+}
+
+impl Summarizer {
+    /// For the segment that begins at `start`. Its lists are cut so that the summary fits into the head of an object:
+    /// in JSON it has at most [`Summary::LONGEST`] bytes.
+    #[must_use]
+    pub fn new(start: Lsn) -> Self {
+        Self { reader: Reader::keeping(start, ENDS), gathered: Gathered::new(start, true) }
+    }
+
+    /// The same with whole lists, whatever their length. Only of [`Summary::rows`] no more than some hundred thousand are
+    /// told.
+    #[must_use]
+    pub fn whole(start: Lsn) -> Self {
+        Self { reader: Reader::keeping(start, HELD), gathered: Gathered::new(start, false) }
+    }
+
+    /// Takes the next bytes of the segment.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        for record in self.reader.read(bytes) {
+            self.gathered.take(record);
+        }
+    }
+
+    /// The summary, when all bytes were fed.
+    #[must_use]
+    pub fn finish(self) -> Summary {
+        let Self { reader, gathered: Gathered { mut summary, rows, bounded, .. } } = self;
+        let kept = if bounded { ENDS } else { HELD };
+        summary.ending = match reader.end() {
+            End::OfInput { .. } if reader.is_switched() => Ending::Switch,
+            End::OfInput { .. } => Ending::Full,
+            End::Zeros { .. } => Ending::Zeros,
+            End::Garbage { at, why } => Ending::Broken { at, why },
+        };
+        summary.rows = rows.finish();
+        summary.tail = reader.unfinished().map(|record| Tail::of(record, reader.last(), kept));
+        if let Some(tail) = &summary.tail {
+            summary.first.get_or_insert(tail.start);
+            summary.last = Some(tail.start);
+            summary.prev = summary.prev.or_else(|| tail.header().map(|header| header.prev));
+        }
+        if let (Some(leading), Some(segment)) = (reader.leading(), reader.segment()) {
+            let until = segment.start + segment.size.bytes();
+            if summary.records == 0 && summary.ending == Ending::Zeros && ends_a_switch(leading) {
+                summary.ending = Ending::Switch;
+                summary.end = until;
+            }
+            summary.lead = Some(Lead::of(leading, until));
+        }
+        if bounded {
+            summary.bound();
+        }
+        summary
+    }
+}
+
+impl Gathered {
+    fn new(start: Lsn, bounded: bool) -> Self {
+        Self {
+            summary: Summary { format: SUMMARY_FORMAT, end: start, ..Summary::default() },
+            rows: Tally::new(if bounded { PAIRS.0 } else { PAIRS.1 }),
+            databases: Vec::new(),
+            bounded,
+        }
+    }
+
+    pub(super) fn take(&mut self, mut record: Record) {
+        match &record.fact {
+            Fact::DatabaseCreate { oid, .. } => self.databases.push(*oid),
+            Fact::FileCreate { file } if self.databases.contains(&file.database) => record.fact = Fact::Other,
+            fact if counted(fact).is_some_and(|file| !self.databases.contains(&file.database)) => {
+                self.rows.count(&record);
+            }
+            _ => {}
+        }
+        if self.summary.add(record) && self.bounded {
+            self.summary.prune(ITEMS);
+        }
+    }
+}
+
+/// Whether these last bytes of a record are those of a switch: its header says so, and it has nothing else.
+fn ends_a_switch(leading: &Leading) -> bool {
+    // xl_info and xl_rmid are the first two of the last eight bytes.
+    let bytes = leading.bytes.len().checked_sub(8).and_then(|at| leading.bytes.get(at..at + 2));
+    (leading.left as usize) < HEADER && bytes == Some(&[0x40, resource_manager::XLOG])
+}
+
+impl Lead {
+    fn of(leading: &Leading, until: Lsn) -> Self {
+        let Leading { left, read, crc, end, .. } = *leading;
+        Self { left, here: read, crc, end, until, bytes: Some(leading.bytes.clone()) }
+    }
+}
+
+impl Tail {
+    fn of(record: &Unfinished, prev: Option<Lsn>, kept: usize) -> Self {
+        let mut bytes = record.header().to_vec();
+        bytes.extend_from_slice(&record.body[..record.body.len().min(kept)]);
+        let mut tail =
+            Self { start: record.start, prev, here: record.read, crc: record.crc, bytes: Some(bytes), unknown: false };
+        if tail.interest() == Interest::None {
+            tail.bytes.iter_mut().for_each(|bytes| bytes.truncate(HEADER));
+        }
+        tail
+    }
+
+    /// The record's header, when it is whole.
+    pub(super) fn header(&self) -> Option<RecordHeader> {
+        self.bytes.as_deref()?.first_chunk().and_then(RecordHeader::parse)
+    }
+}
+
+/// Counts rows by file and transaction.
+#[derive(Debug)]
+struct Tally {
+    most: usize,
+    counts: Vec<RowCount>,
+    places: HashMap<(RelFile, u32), usize>,
+    /// The place of the last one: most records change rows of the table that the one before did.
+    last: usize,
+    cut: bool,
+}
+
+impl Tally {
+    fn new(most: usize) -> Self {
+        Self { most, counts: Vec::new(), places: HashMap::new(), last: 0, cut: false }
+    }
+
+    fn count(&mut self, record: &Record) {
+        let Some(count) = RowCount::of(record) else { return };
+        let same = |last: &RowCount| last.file == count.file && last.xid == count.xid;
+        if !self.counts.get(self.last).is_some_and(same) {
+            if self.counts.len() >= self.most {
+                self.prune();
+            }
+            self.last = *self.places.entry((count.file, count.xid)).or_insert_with(|| {
+                self.counts.push(count);
+                self.counts.len() - 1
+            });
+        }
+        if let Some(last) = self.counts.get_mut(self.last) {
+            last.add(&record.fact);
+        }
+    }
+
+    /// Makes room by giving up those with the fewest changes.
+    fn prune(&mut self) {
+        self.cut = true;
+        self.counts.sort_unstable_by_key(|count| std::cmp::Reverse((count.updated + count.deleted, count.total())));
+        self.counts.truncate(self.most / 2);
+        let places = self.counts.iter().enumerate().map(|(place, count)| ((count.file, count.xid), place));
+        self.places = places.collect();
+    }
+
+    fn finish(self) -> super::List<RowCount> {
+        let mut rows = super::List { items: self.counts, cut: self.cut };
+        rows.sort();
+        rows
+    }
+}
