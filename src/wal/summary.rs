@@ -242,8 +242,9 @@ impl Summary {
     #[must_use]
     pub fn suffices(&self, searching: bool) -> bool {
         let needed = if searching { Interest::Search } else { Interest::Plan };
-        let unknown = self.tail.as_ref().filter(|tail| tail.unknown).map(Tail::interest);
-        !self.turns.cut && !(searching && self.changes.cut) && unknown.is_none_or(|interest| interest < needed)
+        let unknown = self.tail.as_ref().filter(|tail| tail.unknown);
+        let cut = self.turns.cut || searching && self.changes.cut;
+        !cut && unknown.is_none_or(|tail| tail.interest() < needed)
     }
 }
 
