@@ -168,8 +168,8 @@ async fn on_the_path(system: &System, name: SegmentName, until: Option<SegmentNa
 
 /// Writes the file beside its destination, proves it, and renames it there.
 fn deliver(object: WalObject, key: &Key, file: WalFile, system: SystemId, destination: &Path) -> Result<u64> {
-    if object.head.name != file {
-        return Err(Error::damaged(format!("{key} says that it holds {}", object.head.name)));
+    if let Some(head) = object.head.as_ref().filter(|head| head.name != file) {
+        return Err(Error::damaged(format!("{key} says that it holds {}", head.name)));
     }
     let folder = match destination.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -194,7 +194,7 @@ fn write_verified(object: WalObject, file: WalFile, system: SystemId, temporary:
     let mut to = File::create_new(temporary).map_err(|e| Error::io("create", temporary, e))?;
     let mut header_seen = !matches!(file, WalFile::Segment(_));
     let mut front = Vec::new();
-    let head = object.read(|bytes| {
+    let content = object.read(|bytes| {
         if !header_seen {
             front.extend_from_slice(&bytes[..bytes.len().min(64)]);
             if front.len() >= wal::page::LONG_HEADER {
@@ -206,7 +206,7 @@ fn write_verified(object: WalObject, file: WalFile, system: SystemId, temporary:
         Ok(ControlFlow::Continue(()))
     })?;
     to.sync_all().map_err(|e| Error::io("fsync", temporary, e))?;
-    Ok(head.size)
+    Ok(content.size)
 }
 
 fn check_header(front: &[u8], file: WalFile, system: SystemId) -> Result<()> {

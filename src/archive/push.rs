@@ -12,14 +12,14 @@ use tokio::runtime::Handle;
 use super::data_directory;
 use crate::{
     error::{Error, Kind, Result},
-    postgres::{ControlFile, SegmentName, TimelineHistory, TimelineId, WalFile},
+    postgres::{ControlFile, Lsn, TimelineHistory, TimelineId, WalFile},
     repository::{
         ClusterName, FORMAT, Incarnation, System, join,
         wal_object::{self, WalHead},
     },
     seal::{self, Blake3, FrameWriter},
     store::{Key, Put, Store, bridge},
-    wal,
+    wal::{self, Ending, Summarizer, Summary},
 };
 
 /// What is to be pushed.
@@ -88,6 +88,8 @@ pub async fn push(store: Arc<dyn Store>, cluster: &ClusterName, request: &Push) 
 /// A file that was checked, with its head; and, unless it is very long, its compressed content.
 struct Sealed {
     head: WalHead,
+    /// The head as it stands in front of the object.
+    front: Vec<u8>,
     facts: Option<wal::SegmentFacts>,
     frames: Option<Vec<u8>>,
 }
@@ -101,8 +103,12 @@ impl Sealed {
         let mut frames = FrameWriter::new(Sink { held: (size <= HELD).then(Vec::new) }, request.level)
             .map_err(|e| Error::internal("start the zstd encoder").source(e))?;
         let mut hasher = blake3::Hasher::new();
+        let mut summarizer = None;
         let length = pieces(&mut from, path, |piece| {
             check.feed(piece)?;
+            if let Some(start) = check.start() {
+                summarizer.get_or_insert_with(|| Summarizer::new(start)).feed(piece);
+            }
             hasher.update(piece);
             frames.write_all(piece).map_err(|e| Error::internal("compress").source(e))
         })?;
@@ -123,8 +129,14 @@ impl Sealed {
             .hint("a segment of another server lies in this pg_wal; nothing was stored"));
         }
         let (sink, _, compressed) = frames.finish().map_err(|e| Error::internal("compress").source(e))?;
+        let summary = summarizer.map(Summarizer::finish);
+        if let (WalFile::Segment(_), Some(Summary { ending: Ending::Broken { at, why }, .. })) = (file, &summary) {
+            tracing::warn!(
+                "the records of {file} cannot be read at {at}: {why}; it is archived as it is, and recovery will end there"
+            );
+        }
         let segment = facts.as_ref();
-        let head = WalHead {
+        let mut head = WalHead {
             format: FORMAT,
             name: file,
             size,
@@ -132,14 +144,16 @@ impl Sealed {
             compressed,
             postgres: segment.map(|h| h.version),
             system: segment.map(|h| h.system),
-            timeline: segment.and(name_of(file)).map(|n| n.timeline),
+            timeline: segment.and(file.segment()).map(|n| n.timeline),
             first_lsn: segment.map(|h| h.start),
+            summary,
         };
-        Ok(Self { head, facts, frames: sink.held })
+        let front = head.to_bytes()?;
+        Ok(Self { head, front, facts, frames: sink.held })
     }
 
     async fn put(&self, system: &System, key: &Key, request: &Push) -> Result<(Put, u64)> {
-        let mut object = seal::head(&self.head)?;
+        let mut object = self.front.clone();
         let stored = object.len() as u64 + self.head.compressed;
         if let Some(frames) = &self.frames {
             object.extend_from_slice(frames);
@@ -237,6 +251,14 @@ impl Check {
         }
     }
 
+    /// The LSN of the first byte, once that is known.
+    fn start(&self) -> Option<Lsn> {
+        match self {
+            Self::Segment(check) | Self::Partial(check) => check.header().map(|header| header.start),
+            Self::History(..) | Self::Label => None,
+        }
+    }
+
     fn finish(self) -> Result<Option<wal::SegmentFacts>> {
         match self {
             Self::Segment(check) | Self::Partial(check) => check.finish().map_err(refuse).map(Some),
@@ -257,16 +279,9 @@ fn refuse(error: Error) -> Error {
     )
 }
 
-fn name_of(file: WalFile) -> Option<SegmentName> {
-    match file {
-        WalFile::Segment(name) | WalFile::Partial(name) | WalFile::BackupLabel(name, _) => Some(name),
-        WalFile::History(_) => None,
-    }
-}
-
 /// Pages of an earlier timeline are right only if that is an ancestor of the timeline in the name.
 async fn prove_ancestry(system: &System, file: WalFile, sealed: &Sealed, request: &Push) -> Result<()> {
-    let (Some(name), Some(facts)) = (name_of(file), &sealed.facts) else { return Ok(()) };
+    let (Some(name), Some(facts)) = (file.segment(), &sealed.facts) else { return Ok(()) };
     let Some((foreign, _)) = facts.timelines.iter().find(|(t, _)| *t != name.timeline) else { return Ok(()) };
     let beside = request.path.with_file_name(format!("{}.history", name.timeline.hex()));
     let history = match std::fs::read_to_string(&beside) {

@@ -154,6 +154,17 @@ pub enum WalFile {
     History(TimelineId),
 }
 
+impl WalFile {
+    /// The segment that it is, or that it belongs to; none of a history file.
+    #[must_use]
+    pub fn segment(self) -> Option<SegmentName> {
+        match self {
+            Self::Segment(name) | Self::Partial(name) | Self::BackupLabel(name, _) => Some(name),
+            Self::History(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for WalFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

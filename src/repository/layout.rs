@@ -129,6 +129,19 @@ pub fn segment_of(key: &Key) -> Option<SegmentName> {
     folder.ends_with(&format!("/wal/{}/{:08X}", name.timeline.hex(), name.log)).then_some(name)
 }
 
+/// What the key of an archived file tells of it: where it belongs, its name, and of a partial segment its content's hash.
+#[must_use]
+pub(super) fn archived(key: &Key) -> Option<(Incarnation, WalFile, Option<Blake3>)> {
+    let parts: Vec<&str> = key.as_str().split('/').collect();
+    let [_, incarnation, "wal", _, rest @ ..] = parts.as_slice() else { return None };
+    let (name, hash) = match rest {
+        [name] | [_, name] => (name, None),
+        [_, name, hash] => (name, Some(hash.parse().ok()?)),
+        _ => return None,
+    };
+    Some((incarnation.parse().ok()?, name.parse().ok()?, hash))
+}
+
 /// The number in the last part of a key such as `.../backup-2.json` or `.../7.json`.
 #[must_use]
 pub(super) fn number_of(key: &Key, before: &str) -> Option<u32> {
@@ -158,6 +171,22 @@ mod tests {
         assert!(partial.starts_with("main/7-1/wal/0000000A/00000001/0000000A000000010000000F.partial/"));
         let id = "20261121T014500Z".parse().unwrap();
         assert_eq!(folder().part(id, 3).unwrap().as_str(), "main/7-1/backups/20261121T014500Z/part-00003.tar.zst");
+    }
+
+    #[test]
+    fn a_key_tells_what_it_holds() {
+        for name in [
+            "0000000A000000010000000F",
+            "0000000A.history",
+            "0000000A000000010000000F.00000028.backup",
+            "0000000A000000010000000F.partial",
+        ] {
+            let file: WalFile = name.parse().unwrap();
+            let key = folder().wal_file(file, blake3(b"x")).unwrap();
+            let hash = matches!(file, WalFile::Partial(_)).then(|| blake3(b"x"));
+            assert_eq!(archived(&key), Some((folder().incarnation, file, hash)));
+        }
+        assert_eq!(archived(&folder().system().unwrap()), None);
     }
 
     #[test]

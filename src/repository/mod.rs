@@ -8,6 +8,7 @@ pub mod lease;
 mod manifest;
 mod names;
 pub mod summaries;
+mod unheaded;
 pub mod wal_object;
 
 use std::{ops::ControlFlow, sync::Arc};

@@ -8,7 +8,7 @@ use futures_util::{Stream, StreamExt, stream};
 use super::{System, join, wal_object};
 use crate::{
     error::{Error, Result},
-    postgres::SegmentName,
+    postgres::{Lsn, SegmentName},
     wal::{Summarizer, Summary},
 };
 
@@ -30,6 +30,46 @@ pub struct SegmentSummary {
     pub length: u64,
     /// What it holds. It is joined with the next one of the path, and the lists that were needed are whole.
     pub summary: Summary,
+    /// What keeps a recovery from going on into this segment from the one before it; none where it can.
+    pub fault: Option<Fault>,
+}
+
+/// Why an unbroken row of names is no unbroken row of records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The object is not what was stored. The summary is empty: nothing is known of the segment, and recovery can neither
+    /// end in it nor pass it.
+    Damaged {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Its first record does not go on from the last record of the segment before it. A recovery can begin with this
+    /// segment, and not come to it.
+    Unlinked {
+        /// That segment.
+        before: SegmentName,
+        /// Where its last record starts.
+        last: Lsn,
+        /// Where the record before this segment's first one starts, as that one says (`xl_prev`).
+        prev: Lsn,
+    },
+}
+
+impl SegmentSummary {
+    /// The fault as the error of whoever wants to pass this segment.
+    pub fn sound(&self) -> Result<()> {
+        let error = match &self.fault {
+            None => return Ok(()),
+            Some(Fault::Damaged { why }) => Error::damaged(why.clone()),
+            Some(Fault::Unlinked { before, last, prev }) => Error::damaged(format!(
+                "{} does not go on from {before}: its first record follows one at {prev}, where the last of {before} is at {last}",
+                self.name
+            )),
+        };
+        Err(error.hint(
+            "one of the two is of another server, or was damaged before it was archived: choose a target before it, or a backup after it",
+        ))
+    }
 }
 
 /// The summaries of consecutive segments of a path, oldest first.
@@ -91,5 +131,5 @@ async fn read(system: System, name: SegmentName, length: u64) -> Result<SegmentS
         })
         .await,
     )??;
-    Ok(SegmentSummary { name, length, summary })
+    Ok(SegmentSummary { name, length, summary, fault: None })
 }

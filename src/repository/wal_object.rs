@@ -1,4 +1,6 @@
 //! The object of a file that PostgreSQL archives: a head that tells what it is, then the file in zstd frames.
+//!
+//! A head that is lost or cannot be read makes an object slower to use, not useless: its content proves itself.
 
 use std::{
     io::{self, Read},
@@ -8,11 +10,13 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
+use super::{documents::FORMAT, join, unheaded::Unheaded};
 use crate::{
     error::{Error, Result},
     postgres::{Lsn, SystemId, TimelineId, Version, WalFile},
     seal::{self, Blake3, HEAD_LIMIT, Head},
     store::{Key, Store, bridge},
+    wal::{List, SegmentFacts, Summary, summary::SUMMARY_FORMAT},
 };
 
 /// What the head of a WAL object tells. A fact that is absent is unknown, and can be read from the content.
@@ -40,12 +44,38 @@ pub struct WalHead {
     /// The LSN of the first byte, of a segment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_lsn: Option<Lsn>,
+    /// What the records of a segment tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<Summary>,
 }
 
-/// An object that is being read: its head, and the file's content, which is proven against the head as it is read.
+impl WalHead {
+    /// The head as it stands in front of the object. What there is no room for is left out of it: first the counts of
+    /// rows, then the changes, at last the whole summary.
+    pub fn to_bytes(&mut self) -> Result<Vec<u8>> {
+        let cuts: [fn(&mut Option<Summary>); 3] = [
+            |summary| summary.iter_mut().for_each(|s| s.rows = List { items: Vec::new(), cut: true }),
+            |summary| summary.iter_mut().for_each(|s| s.changes = List { items: Vec::new(), cut: true }),
+            |summary| *summary = None,
+        ];
+        for cut in cuts {
+            if self.length()? <= HEAD_LIMIT {
+                break;
+            }
+            cut(&mut self.summary);
+        }
+        seal::head(self)
+    }
+
+    fn length(&self) -> Result<usize> {
+        serde_json::to_vec(self).map(|json| json.len()).map_err(|e| Error::internal("write a head as JSON").source(e))
+    }
+}
+
+/// An object that is being read: its head, and the file's content, which is proven as it is read.
 pub struct WalObject {
-    /// The head.
-    pub head: WalHead,
+    /// The head; `None` where it is lost or cannot be read, and the content must prove itself.
+    pub head: Option<WalHead>,
     /// The length of the object in bytes.
     pub length: u64,
     content: Box<dyn Read + Send>,
@@ -58,26 +88,64 @@ impl std::fmt::Debug for WalObject {
     }
 }
 
-/// Reads the head alone, with one request. Proves that the object has the length that the head tells.
+/// What was read of an object: its whole content, unless the reader had seen enough before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// Bytes.
+    pub size: u64,
+    /// Their hash.
+    pub blake3: Blake3,
+}
+
+/// The head of an object, with one request. Proves that the object has the length that the head tells. Where the head
+/// is lost, the whole object is read instead, its content proves itself, and the head is made anew.
 pub async fn read_head(store: &dyn Store, key: &Key) -> Result<WalHead> {
     let mut download = store.get(key, Some(0..(HEAD_LIMIT + 8) as u64)).await?;
     let mut front = Vec::new();
     while let Some(chunk) = download.body.chunk().await? {
         front.extend_from_slice(&chunk);
     }
-    parse(key, &front, download.length).map(|(head, _)| head)
+    match parse(key, &front, download.length)? {
+        (Some(head), _) => Ok(head),
+        (None, end) => {
+            let object = open(store, key).await?;
+            join(tokio::task::spawn_blocking(move || object.head_anew(end as u64)).await)?
+        }
+    }
 }
 
-fn parse(key: &Key, front: &[u8], length: u64) -> Result<(WalHead, usize)> {
-    let (head, end) = match seal::read_head::<WalHead>(front).map_err(|e| damaged(key, e))? {
+/// The head, where it can be read, and where the content begins.
+fn parse(key: &Key, front: &[u8], length: u64) -> Result<(Option<WalHead>, usize)> {
+    let (mut head, end) = match seal::read_head::<WalHead>(front).map_err(|e| damaged(key, e))? {
         Head::Present(head, end) => (head, end),
-        Head::Absent => return Err(damaged(key, Error::damaged("it has no head"))),
+        Head::Unreadable(_, end) => match without_summary(front) {
+            Some(head) => (head, end),
+            None => return Ok((None, end)),
+        },
+        Head::Absent => return Ok((None, 0)),
     };
+    if head.format > FORMAT {
+        return Err(Error::refused(format!(
+            "{key} has format {}; this Walden knows formats up to {FORMAT}",
+            head.format
+        ))
+        .hint("use the version of Walden that wrote it, or a newer one"));
+    }
     if end as u64 + head.compressed != length {
         let expected = end as u64 + head.compressed;
         return Err(damaged(key, Error::damaged(format!("it is {length} bytes long where its head says {expected}"))));
     }
-    Ok((head, end))
+    if head.summary.as_ref().is_some_and(|summary| summary.format > SUMMARY_FORMAT) {
+        head.summary = None;
+    }
+    Ok((Some(head), end))
+}
+
+/// A head whose summary alone cannot be read: a later Walden may have written it.
+fn without_summary(front: &[u8]) -> Option<WalHead> {
+    let Ok(Head::Present(mut value, _)) = seal::read_head::<serde_json::Value>(front) else { return None };
+    value.as_object_mut()?.remove("summary")?;
+    serde_json::from_value(value).ok()
 }
 
 fn damaged(key: &Key, error: Error) -> Error {
@@ -97,40 +165,83 @@ pub async fn open(store: &dyn Store, key: &Key) -> Result<WalObject> {
         }
     }
     let (head, end) = parse(key, &front, download.length)?;
+    if head.is_none() {
+        tracing::warn!("the head of {key} is lost or damaged; the content is proven by its own checksums instead");
+    }
     let rest = io::Cursor::new(front.split_off(end)).chain(bridge::BodyReader::new(download.body, Handle::current()));
     let decoder = zstd::Decoder::new(rest).map_err(|e| Error::internal("start the zstd decoder").source(e))?;
     Ok(WalObject { head, length: download.length, content: Box::new(decoder), key: key.clone() })
 }
 
 impl WalObject {
-    /// Hands the content on piece by piece until `sink` has seen enough, and at the end proves length and BLAKE3: a sink
-    /// that takes everything must not use it unless this returns Ok. Call it on a thread of its own.
-    pub fn read(self, mut sink: impl FnMut(&[u8]) -> Result<ControlFlow<()>>) -> Result<WalHead> {
+    /// Hands the content on piece by piece until `sink` has seen enough, and at the end proves it: by length and BLAKE3
+    /// of the head, or by itself where there is no head. A sink that takes everything must not use it unless this
+    /// returns Ok. Call it on a thread of its own.
+    pub fn read(self, sink: impl FnMut(&[u8]) -> Result<ControlFlow<()>>) -> Result<Content> {
+        self.prove(sink).map(|(content, _)| content)
+    }
+
+    /// What the head would tell, from the content, which begins at `end` of the object.
+    fn head_anew(self, end: u64) -> Result<WalHead> {
+        let (name, compressed) = (self.unheaded()?.file, self.length - end);
+        let (Content { size, blake3 }, told) = self.prove(|_| Ok(ControlFlow::Continue(())))?;
+        let (facts, summary) = told.unzip();
+        Ok(WalHead {
+            format: FORMAT,
+            name,
+            size,
+            blake3,
+            compressed,
+            postgres: facts.as_ref().map(|f| f.version),
+            system: facts.as_ref().map(|f| f.system),
+            timeline: facts.as_ref().and(name.segment()).map(|n| n.timeline),
+            first_lsn: facts.as_ref().map(|f| f.start),
+            summary,
+        })
+    }
+
+    fn unheaded(&self) -> Result<Unheaded> {
+        Unheaded::new(&self.key).map_err(|e| damaged(&self.key, e))
+    }
+
+    /// Reads the content; without a head also what it tells of itself.
+    fn prove(
+        self,
+        mut sink: impl FnMut(&[u8]) -> Result<ControlFlow<()>>,
+    ) -> Result<(Content, Option<(SegmentFacts, Summary)>)> {
+        let mut unheaded = if self.head.is_none() { Some(self.unheaded()?) } else { None };
         let Self { head, mut content, key, .. } = self;
+        let bad = |e| damaged(&key, e);
         let mut buffer = vec![0; 256 << 10];
-        let (mut hasher, mut length) = (blake3::Hasher::new(), 0_u64);
+        let (mut hasher, mut size) = (blake3::Hasher::new(), 0_u64);
         loop {
-            let count = content.read(&mut buffer).map_err(|e| {
-                bridge::from_io(e, |e| damaged(&key, Error::damaged("its frames cannot be read").source(e)))
-            })?;
-            if count == 0 {
+            let count = content
+                .read(&mut buffer)
+                .map_err(|e| bridge::from_io(e, |e| bad(Error::damaged("its frames cannot be read").source(e))))?;
+            let piece = &buffer[..count];
+            size += count as u64;
+            if count == 0 || head.as_ref().is_some_and(|head| size > head.size) {
                 break;
             }
-            length += count as u64;
-            if length > head.size {
-                break;
+            hasher.update(piece);
+            if let Some(unheaded) = &mut unheaded {
+                unheaded.feed(piece).map_err(bad)?;
             }
-            hasher.update(&buffer[..count]);
-            if sink(&buffer[..count])?.is_break() {
-                return Ok(head);
+            if sink(piece)?.is_break() {
+                return Ok((Content { size, blake3: Blake3::from(&hasher) }, None));
             }
         }
-        if length != head.size {
-            return Err(damaged(&key, Error::damaged(format!("its content is not {} bytes long", head.size))));
-        }
-        if Blake3::from(&hasher) != head.blake3 {
-            return Err(damaged(&key, Error::damaged("its content does not have the hash that its head tells")));
-        }
-        Ok(head)
+        let blake3 = Blake3::from(&hasher);
+        let told = match (head, unheaded) {
+            (Some(head), _) if size != head.size => {
+                return Err(bad(Error::damaged(format!("its content is not {} bytes long", head.size))));
+            }
+            (Some(head), _) if blake3 != head.blake3 => {
+                return Err(bad(Error::damaged("its content does not have the hash that its head tells")));
+            }
+            (_, Some(unheaded)) => unheaded.finish(blake3).map_err(bad)?,
+            _ => None,
+        };
+        Ok((Content { size, blake3 }, told))
     }
 }

@@ -127,10 +127,12 @@ pub fn head<T: Serialize>(document: &T) -> Result<Vec<u8>> {
 }
 
 /// What stands at the front of an object.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Head<T> {
     /// A head, and the number of bytes up to its end.
     Present(T, usize),
+    /// A head that cannot be read, and the number of bytes up to its end.
+    Unreadable(serde_json::Error, usize),
     /// Zstd frames without a head.
     Absent,
 }
@@ -150,9 +152,10 @@ pub fn read_head<T: DeserializeOwned>(bytes: &[u8]) -> Result<Head<T>> {
     }
     let end = 8 + length as usize;
     let json = bytes.get(8..end).ok_or_else(|| Error::damaged("the object ends inside its head"))?;
-    let document =
-        serde_json::from_slice(json).map_err(|e| Error::damaged("the object's head cannot be read").source(e))?;
-    Ok(Head::Present(document, end))
+    Ok(match serde_json::from_slice(json) {
+        Ok(document) => Head::Present(document, end),
+        Err(error) => Head::Unreadable(error, end),
+    })
 }
 
 #[cfg(test)]
@@ -187,9 +190,12 @@ mod tests {
         assert!(back == content);
         match read_head::<serde_json::Value>(&object).unwrap() {
             Head::Present(value, end) => assert_eq!((value["size"].as_u64(), end), (Some(3), head_length)),
-            Head::Absent => panic!("the head is there"),
+            other => panic!("the head is there: {other:?}"),
         }
-        assert_eq!(read_head::<serde_json::Value>(&frames).unwrap(), Head::Absent);
+        assert!(matches!(read_head::<serde_json::Value>(&frames).unwrap(), Head::Absent));
+        object[9] = b'?';
+        let unreadable = read_head::<serde_json::Value>(&object).unwrap();
+        assert!(matches!(unreadable, Head::Unreadable(_, end) if end == head_length));
     }
 
     #[test]
