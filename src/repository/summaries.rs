@@ -43,15 +43,15 @@ pub enum Fault {
         /// What is wrong with it.
         why: String,
     },
-    /// Its first record does not go on from the last record of the segment before it. A recovery can begin with this
-    /// segment, and not come to it.
+    /// Its records do not go on from those of the segment before it. A recovery can begin with this segment, and not come
+    /// to it.
     Unlinked {
         /// That segment.
         before: SegmentName,
-        /// Where its last record starts.
-        last: Lsn,
-        /// Where the record before this segment's first one starts, as that one says (`xl_prev`).
-        prev: Lsn,
+        /// How far the records are proven there.
+        at: Lsn,
+        /// What is wrong.
+        why: String,
     },
 }
 
@@ -61,10 +61,9 @@ impl SegmentSummary {
         let error = match &self.fault {
             None => return Ok(()),
             Some(Fault::Damaged { why }) => Error::damaged(why.clone()),
-            Some(Fault::Unlinked { before, last, prev }) => Error::damaged(format!(
-                "{} does not go on from {before}: its first record follows one at {prev}, where the last of {before} is at {last}",
-                self.name
-            )),
+            Some(Fault::Unlinked { before, at, why }) => {
+                Error::damaged(format!("{} does not go on from {before}, which is proven up to {at}: {why}", self.name))
+            }
         };
         Err(error.hint(
             "one of the two is of another server, or was damaged before it was archived: choose a target before it, or a backup after it",
