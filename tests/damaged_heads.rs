@@ -24,6 +24,8 @@ fn fetch(p: &Protected, name: &str) -> Ran {
     run(p.command(["wal", "fetch", name, "pg_wal/RECOVERYXLOG"]).current_dir(p.cluster.pgdata()))
 }
 
+type Damage = fn(&[u8]) -> Vec<u8>;
+
 /// Where the frames of an object begin.
 fn content(object: &[u8]) -> usize {
     8 + u32::from_le_bytes(object[4..8].try_into().unwrap()) as usize
@@ -43,7 +45,7 @@ fn what_lost_its_head_is_read_and_what_lost_its_content_is_not() {
     let plan = |to: &str| p.walden(["--json", "plan", "--to", to]);
     let before = plan("name:here").ok().to_owned();
     let whole: Vec<_> = objects(&p).into_iter().map(|path| (fs::read(&path).unwrap(), path)).collect();
-    let breaks: [(&str, fn(&[u8]) -> Vec<u8>); 2] = [
+    let breaks: [(&str, Damage); 2] = [
         ("the JSON of the head is broken", |object| {
             let mut object = object.to_vec();
             object[8] = b'!';

@@ -194,7 +194,7 @@ fn write_verified(object: WalObject, file: WalFile, system: SystemId, temporary:
     let mut to = File::create_new(temporary).map_err(|e| Error::io("create", temporary, e))?;
     let mut header_seen = !matches!(file, WalFile::Segment(_));
     let mut front = Vec::new();
-    let content = object.read(|bytes| {
+    let head = object.read(|bytes| {
         if !header_seen {
             front.extend_from_slice(&bytes[..bytes.len().min(64)]);
             if front.len() >= wal::page::LONG_HEADER {
@@ -206,7 +206,7 @@ fn write_verified(object: WalObject, file: WalFile, system: SystemId, temporary:
         Ok(ControlFlow::Continue(()))
     })?;
     to.sync_all().map_err(|e| Error::io("fsync", temporary, e))?;
-    Ok(content.size)
+    Ok(head.size)
 }
 
 fn check_header(front: &[u8], file: WalFile, system: SystemId) -> Result<()> {

@@ -3,20 +3,20 @@
 //! those of its name and its system, each of its records must have its CRC, and a partial segment must have the hash
 //! that its key tells.
 
-use super::layout;
+use super::{documents::FORMAT, layout, wal_object::WalHead};
 use crate::{
     error::{Error, Result},
     postgres::{SystemId, TimelineHistory, WalFile},
     seal::Blake3,
     store::Key,
-    wal::{End, Reader, SegmentCheck, SegmentEnd, SegmentFacts, SegmentHeader, Summarizer, Summary, page::LONG_HEADER},
+    wal::{End, Reader, SegmentCheck, SegmentEnd, SegmentHeader, Summarizer, page::LONG_HEADER},
 };
 
 /// Judges the content of one file as it is read.
 #[derive(Debug)]
 pub(super) struct Unheaded {
     /// The file that the key names.
-    pub file: WalFile,
+    file: WalFile,
     system: SystemId,
     hash: Option<Blake3>,
     /// The first bytes of a segment, until they tell its size; all of a history file.
@@ -57,9 +57,10 @@ impl Unheaded {
         Ok(())
     }
 
-    /// The verdict, when all bytes were fed. Of a segment, what its pages and its records tell.
-    pub fn finish(self, blake3: Blake3) -> Result<Option<(SegmentFacts, Summary)>> {
-        match (self.file, self.pages) {
+    /// The verdict, when all bytes were fed: the head made anew.
+    pub fn finish(mut self, size: u64, blake3: Blake3, compressed: u64) -> Result<WalHead> {
+        let mut head = self.told(size, blake3, compressed);
+        match (self.file, self.pages.take()) {
             (WalFile::Segment(_), None) => Err(Error::damaged("its content is shorter than a page header")),
             (WalFile::Segment(name), Some((check, reader, summarizer))) => {
                 let facts = check.finish()?;
@@ -68,22 +69,42 @@ impl Unheaded {
                 }
                 match reader.end() {
                     End::Garbage { at, why } => {
-                        Err(Error::damaged(format!("its records cannot be read at {at}: {why}")))
+                        return Err(Error::damaged(format!("its records cannot be read at {at}: {why}")));
                     }
                     // A switch record that began in the segment before is not seen as one.
                     End::Zeros { at } if !matches!(facts.end, SegmentEnd::Switch { .. }) => {
-                        Err(Error::damaged(format!("its records end at {at}")))
+                        return Err(Error::damaged(format!("its records end at {at}")));
                     }
-                    _ => Ok(Some((facts, summarizer.finish()))),
+                    _ => {}
                 }
+                (head.postgres, head.system) = (Some(facts.version), Some(facts.system));
+                (head.timeline, head.first_lsn) = (Some(name.timeline), Some(facts.start));
+                head.summary = Some(summarizer.finish());
+                Ok(head)
             }
             (WalFile::History(timeline), _) => {
-                TimelineHistory::parse(timeline, &String::from_utf8_lossy(&self.gathered)).map(|_| None)
+                TimelineHistory::parse(timeline, &String::from_utf8_lossy(&self.gathered)).map(|_| head)
             }
             (WalFile::Partial(_), _) if self.hash != Some(blake3) => {
                 Err(Error::damaged("its content does not have the hash that its name tells"))
             }
-            (WalFile::Partial(_) | WalFile::BackupLabel(..), _) => Ok(None),
+            (WalFile::Partial(_) | WalFile::BackupLabel(..), _) => Ok(head),
+        }
+    }
+
+    /// What is known before the verdict.
+    pub fn told(&self, size: u64, blake3: Blake3, compressed: u64) -> WalHead {
+        WalHead {
+            format: FORMAT,
+            name: self.file,
+            size,
+            blake3,
+            compressed,
+            postgres: None,
+            system: None,
+            timeline: None,
+            first_lsn: None,
+            summary: None,
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     postgres::{Lsn, SystemId, TimelineId, Version, WalFile},
     seal::{self, Blake3, HEAD_LIMIT, Head},
     store::{Key, Store, bridge},
-    wal::{List, SegmentFacts, Summary, summary::SUMMARY_FORMAT},
+    wal::{List, Summary, summary::SUMMARY_FORMAT},
 };
 
 /// What the head of a WAL object tells. A fact that is absent is unknown, and can be read from the content.
@@ -78,6 +78,8 @@ pub struct WalObject {
     pub head: Option<WalHead>,
     /// The length of the object in bytes.
     pub length: u64,
+    /// Bytes of its frames.
+    compressed: u64,
     content: Box<dyn Read + Send>,
     key: Key,
 }
@@ -86,15 +88,6 @@ impl std::fmt::Debug for WalObject {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("WalObject").field("head", &self.head).finish_non_exhaustive()
     }
-}
-
-/// What was read of an object: its whole content, unless the reader had seen enough before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Content {
-    /// Bytes.
-    pub size: u64,
-    /// Their hash.
-    pub blake3: Blake3,
 }
 
 /// The head of an object, with one request. Proves that the object has the length that the head tells. Where the head
@@ -107,9 +100,9 @@ pub async fn read_head(store: &dyn Store, key: &Key) -> Result<WalHead> {
     }
     match parse(key, &front, download.length)? {
         (Some(head), _) => Ok(head),
-        (None, end) => {
+        (None, _) => {
             let object = open(store, key).await?;
-            join(tokio::task::spawn_blocking(move || object.head_anew(end as u64)).await)?
+            join(tokio::task::spawn_blocking(move || object.read(|_| Ok(ControlFlow::Continue(())))).await)?
         }
     }
 }
@@ -170,48 +163,23 @@ pub async fn open(store: &dyn Store, key: &Key) -> Result<WalObject> {
     }
     let rest = io::Cursor::new(front.split_off(end)).chain(bridge::BodyReader::new(download.body, Handle::current()));
     let decoder = zstd::Decoder::new(rest).map_err(|e| Error::internal("start the zstd decoder").source(e))?;
-    Ok(WalObject { head, length: download.length, content: Box::new(decoder), key: key.clone() })
+    let (length, compressed) = (download.length, download.length - end as u64);
+    Ok(WalObject { head, length, compressed, content: Box::new(decoder), key: key.clone() })
 }
 
 impl WalObject {
     /// Hands the content on piece by piece until `sink` has seen enough, and at the end proves it: by length and BLAKE3
     /// of the head, or by itself where there is no head. A sink that takes everything must not use it unless this
     /// returns Ok. Call it on a thread of its own.
-    pub fn read(self, sink: impl FnMut(&[u8]) -> Result<ControlFlow<()>>) -> Result<Content> {
-        self.prove(sink).map(|(content, _)| content)
-    }
-
-    /// What the head would tell, from the content, which begins at `end` of the object.
-    fn head_anew(self, end: u64) -> Result<WalHead> {
-        let (name, compressed) = (self.unheaded()?.file, self.length - end);
-        let (Content { size, blake3 }, told) = self.prove(|_| Ok(ControlFlow::Continue(())))?;
-        let (facts, summary) = told.unzip();
-        Ok(WalHead {
-            format: FORMAT,
-            name,
-            size,
-            blake3,
-            compressed,
-            postgres: facts.as_ref().map(|f| f.version),
-            system: facts.as_ref().map(|f| f.system),
-            timeline: facts.as_ref().and(name.segment()).map(|n| n.timeline),
-            first_lsn: facts.as_ref().map(|f| f.start),
-            summary,
-        })
-    }
-
-    fn unheaded(&self) -> Result<Unheaded> {
-        Unheaded::new(&self.key).map_err(|e| damaged(&self.key, e))
-    }
-
-    /// Reads the content; without a head also what it tells of itself.
-    fn prove(
-        self,
-        mut sink: impl FnMut(&[u8]) -> Result<ControlFlow<()>>,
-    ) -> Result<(Content, Option<(SegmentFacts, Summary)>)> {
-        let mut unheaded = if self.head.is_none() { Some(self.unheaded()?) } else { None };
-        let Self { head, mut content, key, .. } = self;
+    ///
+    /// Gives back the head; where there is none what it would tell of the bytes that were read.
+    pub fn read(self, mut sink: impl FnMut(&[u8]) -> Result<ControlFlow<()>>) -> Result<WalHead> {
+        let Self { head, compressed, mut content, key, .. } = self;
         let bad = |e| damaged(&key, e);
+        let mut judge = match head {
+            Some(head) => Judge::Head(Box::new(head)),
+            None => Judge::Content(Box::new(Unheaded::new(&key).map_err(bad)?)),
+        };
         let mut buffer = vec![0; 256 << 10];
         let (mut hasher, mut size) = (blake3::Hasher::new(), 0_u64);
         loop {
@@ -220,28 +188,38 @@ impl WalObject {
                 .map_err(|e| bridge::from_io(e, |e| bad(Error::damaged("its frames cannot be read").source(e))))?;
             let piece = &buffer[..count];
             size += count as u64;
-            if count == 0 || head.as_ref().is_some_and(|head| size > head.size) {
+            hasher.update(piece);
+            match &mut judge {
+                Judge::Head(head) if size > head.size => break,
+                Judge::Head(_) => {}
+                Judge::Content(unheaded) => unheaded.feed(piece).map_err(bad)?,
+            }
+            if count == 0 {
                 break;
             }
-            hasher.update(piece);
-            if let Some(unheaded) = &mut unheaded {
-                unheaded.feed(piece).map_err(bad)?;
-            }
             if sink(piece)?.is_break() {
-                return Ok((Content { size, blake3: Blake3::from(&hasher) }, None));
+                return Ok(match judge {
+                    Judge::Head(head) => *head,
+                    Judge::Content(unheaded) => unheaded.told(size, Blake3::from(&hasher), compressed),
+                });
             }
         }
         let blake3 = Blake3::from(&hasher);
-        let told = match (head, unheaded) {
-            (Some(head), _) if size != head.size => {
-                return Err(bad(Error::damaged(format!("its content is not {} bytes long", head.size))));
+        match judge {
+            Judge::Head(head) if size != head.size => {
+                Err(bad(Error::damaged(format!("its content is not {} bytes long", head.size))))
             }
-            (Some(head), _) if blake3 != head.blake3 => {
-                return Err(bad(Error::damaged("its content does not have the hash that its head tells")));
+            Judge::Head(head) if blake3 != head.blake3 => {
+                Err(bad(Error::damaged("its content does not have the hash that its head tells")))
             }
-            (_, Some(unheaded)) => unheaded.finish(blake3).map_err(bad)?,
-            _ => None,
-        };
-        Ok((Content { size, blake3 }, told))
+            Judge::Head(head) => Ok(*head),
+            Judge::Content(unheaded) => unheaded.finish(size, blake3, compressed).map_err(bad),
+        }
     }
+}
+
+/// What the content is judged by.
+enum Judge {
+    Head(Box<WalHead>),
+    Content(Box<Unheaded>),
 }
