@@ -1,7 +1,6 @@
 //! The flow of a backup, from the connection to the document that makes it exist.
 
 use std::{
-    collections::HashSet,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicU32},
     time::Duration,
@@ -11,6 +10,7 @@ use tokio::runtime::Handle;
 
 use super::{
     catalogue,
+    finish::{Taken, finish, new_id},
     part::Attributes,
     source::{self, Pages},
     throttle::Throttle,
@@ -21,7 +21,7 @@ use crate::{
     error::{Error, Result},
     interrupt::Interrupt,
     postgres::{
-        Conninfo, ControlFile, Lsn, SegmentName, TimelineId,
+        Conninfo, ControlFile, Lsn,
         backup_label::BackupLabel,
         control::{CONTROL_FILE, WalLevel},
         datadir::{self, Rules, Walk},
@@ -29,8 +29,7 @@ use crate::{
     },
     progress::Progress,
     repository::{
-        BackupDocument, BackupId, ClusterName, Directory, FORMAT, Incarnation, Manifest, PartSummary, System,
-        Tablespace, join, lease::Lease,
+        BackupDocument, BackupId, ClusterName, Directory, Incarnation, System, Tablespace, join, lease::Lease,
     },
     store::Store,
 };
@@ -157,7 +156,7 @@ struct Driver<'a> {
 
 impl Driver<'_> {
     async fn run(&self, session: Session) -> Result<BackupOutcome> {
-        let id = self.new_id().await?;
+        let id = new_id(&self.system, self.around).await?;
         let label = format!("walden {}", self.request.label.as_deref().unwrap_or(&id.to_string()));
         self.around.progress.start("waiting for the checkpoint", None);
         let started = self.around.clock.now();
@@ -166,72 +165,30 @@ impl Driver<'_> {
         self.around.progress.start("backing up", Some(walk.size()));
         let job = Arc::new(self.job(id, start, &walk));
         let level = self.request.level;
-        let (haul, catalogue) = tokio::join!(
+        let (haul, mut catalogue) = tokio::join!(
             workers::run(job.clone(), self.request.parallel),
             catalogue::take(&self.system, &self.request.conninfo, id, started, level),
         );
-        let mut haul = haul?;
+        let (mut haul, unnamed) = (haul?, std::mem::take(&mut catalogue.missing));
         let (stop, last) = self.last_part(&job, session).await?;
         haul.files.extend(last.files);
         haul.parts.extend(last.parts);
-        let stopped = self.around.clock.now();
-        let backup_label = BackupLabel::parse(&stop.label)?;
-        let timeline = backup_label.timeline;
-        let first = SegmentName::holding(timeline, backup_label.start, self.control.segment_size);
-        let last = SegmentName::holding(timeline, Lsn(stop.stop.0 - 1), self.control.segment_size);
-        self.wait_for_archive(timeline, first, last).await?;
-        let manifest = self.manifest(id, &walk, &mut haul);
-        let (size, files) = (manifest.files.iter().map(|f| f.size).sum(), manifest.files.len() as u64);
-        let tablespaces = manifest.tablespaces.clone();
-        let (manifest_blake3, length) = self.system.put_manifest(manifest, 1, self.request.level).await?;
-        haul.bad.sort_by(|a, b| (&a.path, a.block).cmp(&(&b.path, b.block)));
-        let document = BackupDocument {
-            format: FORMAT,
+        let taken = Taken {
             id,
-            label: self.request.label.clone(),
-            cluster: self.system.folder.cluster.clone(),
-            incarnation: self.system.folder.incarnation,
-            postgres: self.control.version,
-            server_version_num: self.facts.version_number,
-            catalog_version: self.control.catalog_version,
-            timeline,
-            start_lsn: backup_label.start,
-            checkpoint_lsn: backup_label.checkpoint,
-            stop_lsn: stop.stop,
+            control: self.control.clone(),
+            version_number: self.facts.version_number,
+            label: BackupLabel::parse(&stop.label)?,
+            stop: stop.stop,
             started,
-            stopped,
-            first_segment: first,
-            last_segment: last,
-            size,
-            files,
-            stored: haul.parts.iter().map(|p| p.length).sum::<u64>() + length + catalogue.length,
-            parts: haul.parts.iter().map(|p| PartSummary { number: p.number, length: p.length }).collect(),
-            references: Vec::new(),
-            manifest: 1,
-            manifest_blake3,
-            catalogue: catalogue.number,
-            data_checksums: self.control.has_checksums(),
-            bad_pages: haul.bad,
-            tablespaces,
-            required: self.control.required,
-            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            walden: env!("CARGO_PKG_VERSION").to_owned(),
+            stopped: self.around.clock.now(),
+            haul,
+            directories: directories(&walk),
+            tablespaces: tablespaces(&walk),
+            catalogue,
         };
-        self.system.publish(&document, 1).await?;
-        self.around.progress.finish();
+        let document = finish(&self.system, self.request, self.around, taken).await?;
         let skipped = walk.skipped.iter().map(|s| format!("{} {}", s.path.display(), s.why)).collect();
-        Ok(BackupOutcome { document, skipped, unnamed: catalogue.missing })
-    }
-
-    /// The id of this second; when a backup has it already, of the next.
-    async fn new_id(&self) -> Result<BackupId> {
-        loop {
-            let id = BackupId::at(self.around.clock.now());
-            if self.system.store.list(&self.system.folder.backup(id), None, 1).await?.is_empty() {
-                return Ok(id);
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
+        Ok(BackupOutcome { document, skipped, unnamed })
     }
 
     async fn walk(&self) -> Result<Walk> {
@@ -302,69 +259,16 @@ impl Driver<'_> {
         haul.parts.push(part);
         Ok((stop, haul))
     }
+}
 
-    /// A backup exists only with all WAL that makes it consistent.
-    async fn wait_for_archive(&self, timeline: TimelineId, first: SegmentName, last: SegmentName) -> Result<()> {
-        let size = self.control.segment_size;
-        let wanted = last.number(size)? - first.number(size)? + 1;
-        self.around.progress.start("waiting for the archive", None);
-        let begun = std::time::Instant::now();
-        loop {
-            self.around.interrupt.check()?;
-            let there = self.system.segments(timeline, Some(first), Some(last)).await?;
-            if there.len() as u64 == wanted {
-                return Ok(());
-            }
-            let there: HashSet<_> = there.into_iter().map(|(name, _)| name).collect();
-            let missing = (first.number(size)?..=last.number(size)?)
-                .filter_map(|n| SegmentName::from_number(timeline, n, size))
-                .find(|name| !there.contains(name));
-            let missing = missing.map_or_else(String::new, |n| n.to_string());
-            self.around.progress.message(&missing);
-            if begun.elapsed() > self.request.archive_timeout {
-                return Err(Error::failed(format!(
-                    "segment {missing} did not reach the archive within {}; without it the backup is of no use and was not recorded{}",
-                    crate::human::duration(self.request.archive_timeout),
-                    self.archiver_complaint().await,
-                ))
-                .hint("the server's log says why archive_command fails; walden check tries it"));
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    }
+/// The directories below the data directory.
+fn directories(walk: &Walk) -> Vec<Directory> {
+    let below = walk.directories.iter().filter(|d| !d.path.as_os_str().is_empty());
+    below.map(|d| Directory { path: d.path.clone(), mode: d.mode }).collect()
+}
 
-    /// What the server itself says about its archiving, where it says something.
-    async fn archiver_complaint(&self) -> String {
-        let Ok(session) = Session::open(&self.request.conninfo).await else { return String::new() };
-        match session.archiver().await {
-            Ok(status) => match status.last_failed {
-                Some((file, at)) => format!("; archive_command last failed on {file} at {}", crate::human::time(at)),
-                None => String::new(),
-            },
-            Err(_) => String::new(),
-        }
-    }
-
-    fn manifest(&self, backup: BackupId, walk: &Walk, haul: &mut Haul) -> Manifest {
-        haul.files.sort_by(|a, b| a.path.cmp(&b.path));
-        haul.parts.sort_by_key(|p| p.number);
-        let outside = walk.tablespaces.iter().filter(|t| !t.in_place);
-        Manifest {
-            format: FORMAT,
-            backup,
-            incarnation: self.system.folder.incarnation,
-            block_size: self.control.block_size,
-            tablespaces: outside
-                .map(|t| Tablespace { oid: t.oid, location: t.location.to_string_lossy().into_owned() })
-                .collect(),
-            directories: walk
-                .directories
-                .iter()
-                .filter(|d| !d.path.as_os_str().is_empty())
-                .map(|d| Directory { path: d.path.clone(), mode: d.mode })
-                .collect(),
-            parts: haul.parts.clone(),
-            files: std::mem::take(&mut haul.files),
-        }
-    }
+/// The tablespaces outside the data directory.
+fn tablespaces(walk: &Walk) -> Vec<Tablespace> {
+    let outside = walk.tablespaces.iter().filter(|t| !t.in_place);
+    outside.map(|t| Tablespace { oid: t.oid, location: t.location.to_string_lossy().into_owned() }).collect()
 }

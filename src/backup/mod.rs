@@ -3,6 +3,7 @@
 
 mod catalogue;
 mod driver;
+mod finish;
 mod part;
 mod source;
 mod throttle;
