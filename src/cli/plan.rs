@@ -1,10 +1,12 @@
 //! `walden plan`, and how a plan is shown.
 
+use std::time::Duration;
+
 use super::{Context, Output, Paint, exit::End};
 use crate::{
     error::{Error, Result},
     human,
-    plan::{self, Moment, Plan, PlanRequest, Target, Watch},
+    plan::{self, Moment, Passed, Plan, PlanRequest, Target, Watch},
     postgres::TimelineId,
     repository::{BackupId, System},
 };
@@ -46,10 +48,11 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
 
 /// Makes the plan, and gives the system along that it leads through.
 pub async fn make(wish: &Wish, context: &Context) -> Result<(Plan, System)> {
-    let target = Target::parse(&wish.to, context.clock.now())?;
+    let now = context.clock.now();
+    let target = Target::parse(&wish.to, now)?;
     let cluster = context.cluster()?;
     let mut systems = System::all(&context.store().await?, &cluster.name).await?;
-    let request = PlanRequest { target, backup: wish.backup, timeline: wish.timeline };
+    let request = PlanRequest { target, backup: wish.backup, timeline: wish.timeline, now };
     let plan = plan::plan(&systems, &request, &watch(context)).await?;
     let at = systems.iter().position(|s| s.folder.incarnation == plan.incarnation);
     let at = at.ok_or_else(|| Error::internal("a plan through an unknown system"))?;
@@ -63,7 +66,7 @@ pub fn watch(context: &Context) -> Watch {
 
 /// Shows a plan: what will be there, and what it takes.
 pub fn show(plan: &Plan, output: &Output) {
-    let line = |name: &str, text: String| output.line(format_args!("  {:10} {text}", name));
+    let line = |name: &str, text: String| output.line(format_args!("  {name:10} {text}"));
     let strong = |text: String| output.paint(Paint::Strong, text);
     output.line(format_args!("{}", strong(format!("{} of cluster {}", plan.target, plan.cluster))));
     let timeline = plan.timeline;
@@ -88,16 +91,21 @@ pub fn show(plan: &Plan, output: &Output) {
     if let Some(moment) = &plan.first_left_out {
         line("first out", transaction(moment));
     }
+    if let Some(behind) = plan.behind_seconds {
+        let ago = human::duration(Duration::from_secs_f64(behind.max(0.0)));
+        let lost = "a crash of the server now would lose what came after it";
+        line("archive", format!("the last commit in the archive was {} ago; {lost}", strong(ago)));
+    }
+    show_means(plan, &line);
+}
+
+/// Shows what recovery reads and needs.
+fn show_means(plan: &Plan, line: &impl Fn(&str, String)) {
     let backup = &plan.backup;
+    let (size, fetch) = (human::size(backup.size), human::size(plan.backup_bytes));
     line(
         "backup",
-        format!(
-            "{} (PostgreSQL {}), {} in {} files",
-            backup.id,
-            backup.postgres,
-            human::size(backup.size),
-            backup.files
-        ),
+        format!("{} (PostgreSQL {}), {size} in {} files, {fetch} to fetch", backup.id, backup.postgres, backup.files),
     );
     let segments = match plan.segments {
         1 => "1 segment".to_owned(),
@@ -112,6 +120,19 @@ pub fn show(plan: &Plan, output: &Output) {
             plan.last_segment
         ),
     );
+    if plan.path.len() > 1 {
+        let passed = |p: &Passed| match p.left {
+            Some(left) => format!("timeline {} up to {left}", p.timeline),
+            None => format!("timeline {}", p.timeline),
+        };
+        line("path", plan.path.iter().map(passed).collect::<Vec<_>>().join(", then "));
+    }
+    line("disk", format!("{} must be free", human::size(plan.disk_bytes)));
+    let setting = |(name, value): (&str, u32)| match plan.raised.iter().find(|r| r.setting == name) {
+        Some(raised) => format!("{name} {value} (raised from {} at {})", raised.from, raised.lsn),
+        None => format!("{name} {value}"),
+    };
+    line("settings", format!("at least {}", plan.required.each().map(setting).join(", ")));
     for tablespace in plan.created_tablespaces.iter().filter(|t| !t.path.is_empty()) {
         line("creates", format!("tablespace {} in {}: replay needs that folder", tablespace.oid, tablespace.path));
     }
@@ -126,10 +147,10 @@ pub fn warn(text: &str, output: &Output) {
 }
 
 fn transaction(moment: &Moment) -> String {
-    let what = moment.xid.map_or_else(|| "restore point".to_owned(), |xid| format!("transaction {xid}"));
     let how = if moment.aborted { "rolled back" } else { "committed" };
+    let time = human::exact_time(moment.time);
     match moment.xid {
-        Some(_) => format!("{what}, {how} {}", human::exact_time(moment.time)),
-        None => format!("{what}, written {}", human::exact_time(moment.time)),
+        Some(xid) => format!("transaction {xid} at {}, {how} {time}", moment.lsn),
+        None => format!("restore point at {}, written {time}", moment.lsn),
     }
 }

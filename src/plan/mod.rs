@@ -4,15 +4,18 @@
 //! PostgreSQL is always handed an LSN, because it checks a time or a name only while it replays, and tells after an
 //! hour that there was no such thing.
 
-mod chain;
 mod drops;
+mod finish;
 mod name;
 mod path;
 mod refusal;
 mod resolve;
 mod scan;
+mod search;
 mod survey;
 mod target;
+#[cfg(test)]
+mod tests;
 
 pub use name::TableName;
 pub use path::reach;
@@ -20,12 +23,17 @@ pub use resolve::{PlanRequest, Watch, plan};
 pub use survey::{CreatedTablespace, Moment, Stop};
 pub use target::{Point, Target};
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    postgres::{RequiredSettings, SegmentName, TimelineId},
+    postgres::{Lsn, RequiredSettings, SegmentName, TimelineId},
     repository::{BackupDocument, ClusterName, Incarnation},
 };
+
+/// PostgreSQL removes WAL that it has replayed while it goes on; about this much of it, in bytes, stays at a time when
+/// nothing in the configuration says otherwise (`max_wal_size`).
+pub const WAL_AT_A_TIME: u64 = 1 << 30;
 
 /// How to reach a target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,10 +44,16 @@ pub struct Plan {
     pub incarnation: Incarnation,
     /// What was wished.
     pub target: Target,
+    /// When it was planned.
+    #[serde(default)]
+    pub planned: DateTime<Utc>,
     /// The backup that recovery begins with.
     pub backup: BackupDocument,
     /// `recovery_target_timeline`.
     pub timeline: TimelineId,
+    /// The timelines that recovery passes through, the backup's first.
+    #[serde(default)]
+    pub path: Vec<Passed>,
     /// Where recovery stops; `None` means as soon as the backup is consistent.
     pub stop: Option<Stop>,
     /// The first segment that is needed.
@@ -50,16 +64,53 @@ pub struct Plan {
     pub segments: u64,
     /// The bytes of their objects.
     pub wal_bytes: u64,
-    /// The last commit that will be there, of those after the backup began.
+    /// The bytes of the backup's parts.
+    #[serde(default)]
+    pub backup_bytes: u64,
+    /// The bytes that must be free for the copy: the cluster's files, and the WAL that stays at a time
+    /// ([`WAL_AT_A_TIME`]).
+    #[serde(default)]
+    pub disk_bytes: u64,
+    /// The last commit that will be there, as far as the log was looked at: from the backup on at least.
     pub last_commit: Option<Moment>,
     /// The first transaction that will not be there.
     pub first_left_out: Option<Moment>,
+    /// For `latest`: how many seconds before the plan was made its last commit was. A crash of the server loses what
+    /// came after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behind_seconds: Option<f64>,
     /// What the recovering server needs at least: the backup's settings and every change on the way.
     pub required: RequiredSettings,
+    /// Those of them that were raised after the backup began.
+    #[serde(default)]
+    pub raised: Vec<Raised>,
     /// Tablespaces that replay creates at their old paths.
     pub created_tablespaces: Vec<CreatedTablespace>,
     /// Names of transactions that are prepared, and not finished, at the stop.
     pub prepared: Vec<String>,
     /// What a person should know before going on.
     pub warnings: Vec<String>,
+}
+
+/// A timeline on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Passed {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Where recovery leaves it for the next one; none of the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<Lsn>,
+}
+
+/// A setting that a recovering server needs to be higher than when the backup was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Raised {
+    /// Its name.
+    pub setting: String,
+    /// What it was for the backup.
+    pub from: u32,
+    /// What it must be at least.
+    pub to: u32,
+    /// Where the log says so first.
+    pub lsn: Lsn,
 }

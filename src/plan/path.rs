@@ -36,6 +36,13 @@ impl Run {
         self.first + self.segments.len() as u64
     }
 
+    /// The segments from `number` on.
+    #[must_use]
+    pub fn from(&self, number: u64) -> &[(SegmentName, u64)] {
+        let skip = usize::try_from(number.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        self.segments.get(skip..).unwrap_or_default()
+    }
+
     /// Whether segment `number` is in it.
     #[must_use]
     pub fn holds(&self, number: u64) -> bool {

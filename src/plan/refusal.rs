@@ -1,20 +1,32 @@
 //! Why a target cannot be reached, and what can: the words of exit code 3.
 
-use chrono::{DateTime, Utc};
+use std::time::Duration;
+
+use chrono::TimeDelta;
 
 use super::{
     path::{self, Run},
-    resolve::{Found, Planner},
-    survey::Moment,
+    resolve::Planner,
+    search::{Edge, Found, Gap, Reach},
+    survey::{Moment, Stop},
     target::Point,
 };
 use crate::{
     error::Error,
+    human,
     postgres::{Lsn, SegmentName, TimelineHistory},
     repository::BackupDocument,
 };
 
 impl Planner<'_> {
+    pub(super) fn no_backup(&self, history: &TimelineHistory) -> Error {
+        Error::not_found(match self.request.backup {
+            Some(id) => format!("backup {id} does not lie on the way to timeline {}", history.timeline),
+            None => format!("no backup lies on the way to timeline {}", history.timeline),
+        })
+        .hint("walden list shows the backups and their timelines")
+    }
+
     pub(super) fn broken(&self, backup: &BackupDocument, runs: &[Run]) -> Error {
         let size = self.system.document.segment_size;
         let first = size.number_of(backup.start_lsn);
@@ -25,16 +37,19 @@ impl Planner<'_> {
     }
 
     pub(super) fn ambiguous<'f>(&self, found: impl Iterator<Item = &'f Found>) -> Error {
-        let list: Vec<String> = found
-            .map(|f| format!("timeline {} at {}", f.history.timeline, f.stop.map_or(f.backup.stop_lsn, |s| s.lsn)))
-            .collect();
+        let one = |f: &Found| {
+            let last = f.seen.last_commit.as_ref().map_or_else(String::new, |commit| {
+                format!(" (last transaction in: {}, committed {})", number(commit), human::exact_time(commit.time))
+            });
+            format!("timeline {} at {}{last}", f.history.timeline, f.stop.map_or(f.backup.stop_lsn, |s| s.lsn))
+        };
+        let list: Vec<String> = found.map(one).collect();
         Error::not_found(format!("{} lies on several timelines: {}", self.request.target, list.join(", ")))
             .hint("say which one: --timeline N")
     }
 
     pub(super) fn several(&self, matches: &[Moment]) -> Error {
-        let list: Vec<String> =
-            matches.iter().map(|m| format!("{} ({})", m.lsn, m.time.format("%Y-%m-%d %H:%M:%S%.6f UTC"))).collect();
+        let list: Vec<String> = matches.iter().map(|m| format!("{} ({})", m.lsn, human::exact_time(m.time))).collect();
         let choice = if self.request.target.before { "before:" } else { "" };
         Error::not_found(format!("{} is in the log {} times: {}", self.request.target, matches.len(), list.join(", ")))
             .hint(format!(
@@ -43,64 +58,123 @@ impl Planner<'_> {
             ))
     }
 
-    pub(super) fn too_early(&self, earliest: Lsn, time: Option<DateTime<Utc>>) -> Error {
-        let when = time.map_or_else(String::new, |t| format!(", {}", t.format("%Y-%m-%d %H:%M:%S UTC")));
+    pub(super) fn two_readings(&self, stop: Stop, other: Stop, backup: &BackupDocument) -> Error {
+        Error::not_found(format!(
+            "{} means two places, because the server's clock went back: {} in replay from an earlier backup, {} in replay from backup {}",
+            self.request.target, stop.lsn, other.lsn, backup.id
+        ))
+        .hint(format!("choose one: --to before:{} or --to before:{}", stop.lsn, other.lsn))
+    }
+
+    pub(super) fn too_early(&self, earliest: Edge) -> Error {
         let what = match self.request.backup {
             Some(id) => format!("backup {id} was consistent"),
             None => "the first usable backup was consistent".into(),
         };
-        Error::not_found(format!("{} lies before {what} ({earliest}{when})", self.request.target))
-            .hint(format!("the earliest instant that can be reached is --to {earliest}"))
+        Error::not_found(format!(
+            "{} lies before {what} ({}, {})",
+            self.request.target,
+            earliest.lsn,
+            human::time(earliest.time)
+        ))
+        .hint(format!("the earliest instant that can be reached is {}", instant(earliest)))
     }
 
-    pub(super) fn too_late(
-        &self,
-        last: Option<&Moment>,
-        end: Lsn,
-        why: Option<String>,
-        later: Option<(Lsn, SegmentName)>,
-        run: &Run,
-        history: &TimelineHistory,
-    ) -> Error {
+    /// Between two windows of one row of segments, in which nothing is missing.
+    pub(super) fn between(&self, before: &Reach, after: Edge) -> Error {
+        let why = before.why.as_deref().unwrap_or("the log breaks there");
+        Error::not_found(format!(
+            "{} lies where the archive cannot be recovered: {why}; {}",
+            self.request.target,
+            self.last_commit(before)
+        ))
+        .hint(nearest(before, after))
+    }
+
+    /// Behind everything in a window; `gap` is what is missing behind it.
+    pub(super) fn too_late(&self, reach: &Reach, gap: Option<Gap>, history: &TimelineHistory) -> Error {
         let target = &self.request.target;
-        let last_commit = last.map_or_else(
-            || "no commit is in the archive after the backup".to_owned(),
-            |m| {
-                format!(
-                    "the last commit before that is transaction {} at {}",
-                    m.xid.unwrap_or_default(),
-                    m.time.format("%Y-%m-%d %H:%M:%S%.6f UTC")
-                )
-            },
-        );
-        if let Some((earliest, _)) = later {
-            let missing = path::segment_on(history, run.end(), self.system.document.segment_size);
-            let missing = missing.map_or_else(String::new, |n| n.to_string());
-            return Error::not_found(format!(
-                "{target} lies in a gap of the archive: {missing} is missing; {last_commit}"
-            ))
-            .hint(format!(
-                "the nearest instants that can be reached are --to {end} before the gap and --to {earliest} after it"
-            ));
-        }
-        if let Some(why) = why {
+        let last_commit = self.last_commit(reach);
+        let ordered = matches!(target.point, Point::Time(_) | Point::Lsn(_));
+        if let (Some(why), true) = (&reach.why, ordered || gap.is_none()) {
             return Error::not_found(format!("{target} cannot be reached: {why}; {last_commit}"))
-                .hint(format!("the latest instant before that is --to {end}"));
+                .hint(format!("the latest instant before that is --to {}", reach.end));
+        }
+        if let (Some(gap), true) = (gap, ordered) {
+            let missing = self.missing(gap, history);
+            let refused =
+                Error::not_found(format!("{target} lies in a gap of the archive: {missing} missing; {last_commit}"));
+            return match gap.after {
+                Some(after) => refused.hint(nearest(reach, after)),
+                None => refused.hint(format!(
+                    "the latest instant before the gap is --to {}; nothing behind it can be recovered, because no backup was taken there",
+                    reach.end
+                )),
+            };
         }
         let missing = match &target.point {
-            Point::Time(time) => match last.map(|m| *time - m.time) {
-                Some(over) => {
-                    format!("{target} is {} s after everything in the archive", over.num_milliseconds() as f64 / 1000.0)
-                }
+            Point::Time(time) => match reach.last.as_ref().map(|m| *time - m.time) {
+                Some(over) => format!("{target} is {} after everything in the archive", length(over)),
                 None => format!("{target} is after everything in the archive"),
             },
             Point::Xid(xid) => format!("transaction {xid} did not end within the archive"),
             Point::Name(name) => format!("there is no restore point \"{name}\" in the archive"),
             Point::Drop(name) => format!("no drop of {name} is in the archive"),
             Point::DropDatabase(name) => format!("no drop of the database {name} is in the archive"),
-            _ => format!("{target} is after the end of the archive ({end})"),
+            _ => format!("{target} is after the end of the archive ({})", reach.end),
         };
         Error::not_found(format!("{missing}; {last_commit}"))
             .hint("everything there is: --to latest; if the server still runs: select pg_switch_wal(), and plan again")
     }
+
+    /// What `latest` leaves behind a gap.
+    pub(super) fn lost_behind(&self, gap: Gap, history: &TimelineHistory) -> String {
+        format!(
+            "the archive goes on behind a gap ({} missing), but no backup was taken there: nothing behind the gap can be recovered; take a backup",
+            self.missing(gap, history)
+        )
+    }
+
+    fn missing(&self, gap: Gap, history: &TimelineHistory) -> String {
+        let size = self.system.document.segment_size;
+        let name = |number| path::segment_on(history, number, size).map_or_else(String::new, |n| n.to_string());
+        match gap.last - gap.first {
+            0 => format!("{} is", name(gap.first)),
+            more => format!("{} segments, {} to {}, are", more + 1, name(gap.first), name(gap.last)),
+        }
+    }
+
+    fn last_commit(&self, reach: &Reach) -> String {
+        match &reach.last {
+            Some(last) => format!(
+                "the last commit before that is transaction {} at {}, {} ago",
+                number(last),
+                human::exact_time(last.time),
+                length(self.request.now - last.time)
+            ),
+            None => "no commit is in the archive after the backup".into(),
+        }
+    }
+}
+
+fn number(moment: &Moment) -> u32 {
+    moment.xid.unwrap_or_default()
+}
+
+fn instant(edge: Edge) -> String {
+    format!("--to {} ({})", edge.lsn, human::time(edge.time))
+}
+
+fn nearest(before: &Reach, after: Edge) -> String {
+    let time = before.last.as_ref().map_or_else(String::new, |m| format!(" ({})", human::exact_time(m.time)));
+    format!(
+        "the nearest instants that can be reached are --to {}{time} before the gap and {} after it",
+        before.end,
+        instant(after)
+    )
+}
+
+/// A length of time; none is negative.
+fn length(delta: TimeDelta) -> String {
+    human::duration(delta.to_std().unwrap_or(Duration::ZERO))
 }

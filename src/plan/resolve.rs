@@ -1,15 +1,14 @@
-//! From a target to an exact stop: along each timeline's path, in each unbroken window of it.
+//! From a target to a plan: on the newest timeline, and on every other that goes on beside it.
 
 use std::sync::Arc;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 
 use super::{
-    Plan, chain,
-    drops::{self, Window},
+    Plan,
     path::{self, Run},
-    scan::{self, Walked},
-    survey::{Moment, Seen, Stop, Survey},
+    search::Found,
+    survey::Seen,
     target::{Point, Target},
 };
 use crate::{
@@ -18,7 +17,6 @@ use crate::{
     postgres::{Lsn, SegmentName, TimelineHistory, TimelineId},
     progress::Progress,
     repository::{BackupDocument, BackupId, System},
-    wal::StopRule,
 };
 
 /// What is wished, and what of the choice was made by a person.
@@ -30,6 +28,8 @@ pub struct PlanRequest {
     pub backup: Option<BackupId>,
     /// This timeline and no other.
     pub timeline: Option<TimelineId>,
+    /// When it is wished: what "how long ago" counts from.
+    pub now: DateTime<Utc>,
 }
 
 /// Who watches, and who may ask to stop.
@@ -66,28 +66,8 @@ pub async fn plan(systems: &[System], request: &PlanRequest, watch: &Watch) -> R
 pub(super) struct Planner<'a> {
     pub(super) system: &'a System,
     pub(super) request: &'a PlanRequest,
-    watch: &'a Watch,
+    pub(super) watch: &'a Watch,
     backups: Vec<BackupDocument>,
-}
-
-/// Where a target lies on one path.
-pub(super) struct Found {
-    pub(super) history: TimelineHistory,
-    run: Run,
-    pub(super) backup: BackupDocument,
-    seen: Seen,
-    pub(super) stop: Option<Stop>,
-    warnings: Vec<String>,
-    /// Segments that were read through, by number: from, and to (not included).
-    read: (u64, u64),
-}
-
-/// Why a window does not hold a target.
-enum Miss {
-    /// The target lies before the window's first backup was consistent.
-    Before { earliest: Lsn, time: Option<DateTime<Utc>> },
-    /// The target lies after everything in the window.
-    After { last: Option<Moment>, end: Lsn, why: Option<String> },
 }
 
 impl Planner<'_> {
@@ -143,7 +123,8 @@ impl Planner<'_> {
         Ok(histories)
     }
 
-    fn candidates(&self, history: &TimelineHistory) -> Vec<&BackupDocument> {
+    /// The backups that may be used on the way to a history's timeline, oldest first.
+    pub(super) fn candidates(&self, history: &TimelineHistory) -> Vec<&BackupDocument> {
         let wanted = |b: &&BackupDocument| self.request.backup.is_none_or(|id| b.id == id) && path::lies_on(b, history);
         let mut candidates: Vec<_> = self.backups.iter().filter(wanted).collect();
         candidates.sort_by_key(|b| b.start_lsn);
@@ -162,200 +143,23 @@ impl Planner<'_> {
         let size = self.system.document.segment_size;
         let runs = path::runs(self.system, history, size.number_of(backup.start_lsn)).await?;
         let run = self.run_of(&runs, backup).ok_or_else(|| self.broken(backup, &runs))?;
-        let seen = Seen::default();
         let found = Found {
             history: history.clone(),
             run: run.clone(),
             backup: backup.clone(),
-            seen,
+            seen: Seen::default(),
             stop: None,
             warnings: Vec::new(),
-            read: (0, 0),
+            proven: 0..0,
         };
         self.finish(found).await
     }
 
     /// The run that holds everything the backup itself needs.
-    fn run_of<'r>(&self, runs: &'r [Run], backup: &BackupDocument) -> Option<&'r Run> {
+    pub(super) fn run_of<'r>(&self, runs: &'r [Run], backup: &BackupDocument) -> Option<&'r Run> {
         let size = self.system.document.segment_size;
         let (first, last) = (size.number_of(backup.start_lsn), backup.last_segment.number(size).ok()?);
         runs.iter().find(|run| run.holds(first) && run.holds(last))
-    }
-
-    /// Looks for the target on one path; with `from`, in what lies at or after that LSN alone.
-    async fn on_path(&self, history: &TimelineHistory, from: Option<Lsn>) -> Result<Found> {
-        let size = self.system.document.segment_size;
-        let candidates = self.candidates(history);
-        let Some(first) = candidates.first() else {
-            return Err(Error::not_found(match self.request.backup {
-                Some(id) => format!("backup {id} does not lie on the way to timeline {}", history.timeline),
-                None => format!("no backup lies on the way to timeline {}", history.timeline),
-            })
-            .hint("walden list shows the backups and their timelines"));
-        };
-        let runs = path::runs(self.system, history, size.number_of(first.start_lsn)).await?;
-        let mut later: Option<(Lsn, SegmentName)> = None;
-        for run in runs.iter().rev() {
-            let mut usable: Vec<_> =
-                candidates.iter().copied().filter(|b| self.run_of(std::slice::from_ref(run), b).is_some()).collect();
-            while !usable.is_empty() {
-                match self.in_window(history, run, &usable, from).await? {
-                    Ok(found) => return Ok(found),
-                    Err(Miss::Before { earliest, time }) => {
-                        let missing = run.first.checked_sub(1).and_then(|n| path::segment_on(history, n, size));
-                        if run.first > runs.first().map_or(0, |r| r.first)
-                            && let Some(missing) = missing
-                        {
-                            later = Some((earliest, missing));
-                            break;
-                        }
-                        return Err(self.too_early(earliest, time));
-                    }
-                    Err(Miss::After { last, end, why }) => {
-                        // What began after the place where this window ended is a window of its own.
-                        let rest: Vec<_> = usable.iter().copied().filter(|b| b.start_lsn >= end).collect();
-                        if rest.is_empty() || rest.len() == usable.len() {
-                            return Err(self.too_late(last.as_ref(), end, why, later, run, history));
-                        }
-                        usable = rest;
-                    }
-                }
-            }
-        }
-        Err(self.broken(first, &runs))
-    }
-
-    /// Looks for the target in one unbroken row of segments, from its first usable backup on.
-    async fn in_window(
-        &self,
-        history: &TimelineHistory,
-        run: &Run,
-        usable: &[&BackupDocument],
-        from: Option<Lsn>,
-    ) -> Result<Result<Found, Miss>> {
-        let size = self.system.document.segment_size;
-        let point = &self.request.target.point;
-        let (Some(&oldest), Some(&newest)) = (usable.first(), usable.last()) else {
-            return Err(Error::internal("a window without a backup"));
-        };
-        let start = match point {
-            Point::Lsn(lsn) => match usable.iter().rev().find(|b| b.stop_lsn <= *lsn) {
-                Some(backup) => backup,
-                None => return Ok(Err(Miss::Before { earliest: oldest.stop_lsn, time: Some(oldest.stopped) })),
-            },
-            Point::Latest => newest,
-            _ => oldest,
-        };
-        let begin = from.map_or(start.start_lsn, |from| from.max(start.start_lsn));
-        let first = size.number_of(begin);
-        if first >= run.end() {
-            return Ok(Err(Miss::After { last: None, end: Lsn(run.end() * size.bytes()), why: None }));
-        }
-        let rule = match self.request.target.rule() {
-            Some(rule) => rule,
-            None => {
-                let window = Window { system: self.system, history, run, usable, begin, watch: self.watch };
-                match drops::resolve(window, point).await? {
-                    Some(lsn) => StopRule::Lsn { lsn, inclusive: false },
-                    None => {
-                        let end = Lsn(run.end() * size.bytes());
-                        return Ok(Err(Miss::After { last: None, end, why: None }));
-                    }
-                }
-            }
-        };
-        let (seen, walked) = self.walk(run, rule, first, begin).await?;
-        let stop = match self.stop(&seen, &walked) {
-            Some(stop) => stop,
-            None => return Ok(Err(self.after(&seen, &walked))),
-        };
-        if seen.matches.len() > 1 {
-            return Err(self.several(&seen.matches));
-        }
-        let Some(&backup) =
-            usable.iter().rev().find(|b| b.stop_lsn <= stop.lsn && (from.is_some() || b.start_lsn >= begin))
-        else {
-            return Ok(Err(Miss::Before { earliest: oldest.stop_lsn, time: Some(oldest.stopped) }));
-        };
-        if let Point::Time(wanted) = point
-            && !seen.reached_time
-            && from.is_none()
-            && seen.checkpoints.get(&backup.checkpoint_lsn).is_none_or(|at| *at + TimeDelta::seconds(1) > *wanted)
-        {
-            return Ok(Err(Miss::Before { earliest: backup.stop_lsn, time: Some(backup.stopped) }));
-        }
-        if let Point::Time(_) = point
-            && from.is_none()
-        {
-            self.other_readings(run, usable, &stop).await?;
-        }
-        let read = (first, size.number_of(Lsn(walked.proven.0.saturating_sub(1))) + 1);
-        let run = run.clone();
-        Ok(Ok(Found {
-            history: history.clone(),
-            run,
-            backup: backup.clone(),
-            seen,
-            stop: Some(stop),
-            warnings: Vec::new(),
-            read,
-        }))
-    }
-
-    async fn walk(&self, run: &Run, rule: StopRule, first: u64, begin: Lsn) -> Result<(Seen, Walked)> {
-        let skip = usize::try_from(first.saturating_sub(run.first)).unwrap_or(usize::MAX);
-        let segments: Vec<_> = run.segments.iter().skip(skip).map(|(name, _)| *name).collect();
-        let total = segments.len() as u64 * self.system.document.segment_size.bytes();
-        self.watch.progress.start("reading the WAL", Some(total));
-        let walked = scan::walk(
-            self.system,
-            segments,
-            self.watch.progress.clone(),
-            self.watch.interrupt.clone(),
-            Survey::new(rule, begin),
-            |survey: &mut Survey, record| survey.see(record),
-        )
-        .await;
-        self.watch.progress.finish();
-        walked.map(|(survey, walked)| (survey.finish(), walked))
-    }
-
-    /// The stop that was found; at the end of the archive the last record, where that is what is wished.
-    fn stop(&self, seen: &Seen, walked: &Walked) -> Option<Stop> {
-        let last = seen.last_record.map(|(lsn, end)| Stop { lsn, inclusive: true, end });
-        match self.request.target.point {
-            Point::Latest => last,
-            Point::Lsn(lsn) => seen.stop.or_else(|| last.filter(|_| lsn <= walked.proven && seen.minimal.is_none())),
-            _ => seen.stop,
-        }
-    }
-
-    fn after(&self, seen: &Seen, walked: &Walked) -> Miss {
-        use crate::wal::End;
-        let why = match (&seen.minimal, &walked.end) {
-            (Some(at), _) => Some(format!("at {at} the server was started with wal_level = minimal")),
-            (None, Some(End::Garbage { at, why })) => Some(format!("the WAL cannot be read at {at}: {why}")),
-            _ => None,
-        };
-        Miss::After { last: seen.last_commit.clone(), end: seen.minimal.unwrap_or(walked.proven), why }
-    }
-
-    /// Times in the log can go back. Another backup whose replay would stop elsewhere, having passed the wanted
-    /// time, makes the target mean two things.
-    async fn other_readings(&self, run: &Run, usable: &[&BackupDocument], stop: &Stop) -> Result<()> {
-        let size = self.system.document.segment_size;
-        for backup in usable.iter().filter(|b| b.start_lsn > stop.lsn) {
-            let Some(rule) = self.request.target.rule() else { continue };
-            let (seen, _) = self.walk(run, rule, size.number_of(backup.start_lsn), backup.start_lsn).await?;
-            if let Some(other) = seen.stop.filter(|s| s.lsn >= backup.stop_lsn && seen.reached_time) {
-                return Err(Error::not_found(format!(
-                    "{} means two places, because the server's clock went back: {} in replay from an earlier backup, {} in replay from backup {}",
-                    self.request.target, stop.lsn, other.lsn, backup.id
-                ))
-                .hint(format!("choose one: --to before:{} or --to before:{}", stop.lsn, other.lsn)));
-            }
-        }
-        Ok(())
     }
 
     /// Other timelines on which the target lies too, at another place than on `main`.
@@ -390,81 +194,6 @@ impl Planner<'_> {
             }
         }
         Ok(branches)
-    }
-
-    /// Proves what was not read, and writes the plan down.
-    async fn finish(&self, found: Found) -> Result<Plan> {
-        let size = self.system.document.segment_size;
-        let Found { mut history, run, backup, seen, stop, mut warnings, read } = found;
-        let first = size.number_of(backup.start_lsn);
-        let consistent = backup.last_segment.number(size)?;
-        let last = stop.map_or(consistent, |stop| size.number_of(Lsn(stop.end.0 - 1)).max(consistent));
-        // The timeline on which the stop itself lies is enough, where its own segments are there: a promotion from it
-        // then leaves a history that rises.
-        if let Some(stop) = stop {
-            let own = history.at(stop.lsn);
-            if own != history.timeline
-                && let Ok(shorter) = self.system.history(own).await
-                && path::lies_on(&backup, &shorter)
-                && path::segment_on(&shorter, last, size) == path::segment_on(&history, last, size)
-            {
-                history = shorter;
-            }
-        }
-        let skip = usize::try_from(first - run.first).unwrap_or(usize::MAX);
-        let count = usize::try_from(last + 1 - first).unwrap_or(usize::MAX);
-        let segments: Vec<_> = run.segments.iter().skip(skip).take(count).copied().collect();
-        let (Some((first_segment, _)), Some((last_segment, _))) = (segments.first(), segments.last()) else {
-            return Err(self.broken(&backup, std::slice::from_ref(&run)));
-        };
-        if segments.len() < count {
-            return Err(self.broken(&backup, std::slice::from_ref(&run)));
-        }
-        let unread: Vec<_> = segments
-            .iter()
-            .zip(first..)
-            .filter(|(_, n)| !(read.0..read.1).contains(n))
-            .map(|((name, _), _)| *name)
-            .collect();
-        chain::prove(self.system, &unread).await?;
-        if !seen.prepared.is_empty() {
-            warnings.push(format!(
-                "{} prepared transactions are unfinished at the stop; finish them by COMMIT PREPARED or ROLLBACK PREPARED",
-                seen.prepared.len()
-            ));
-        }
-        if let (Point::Xid(xid), true) = (&self.request.target.point, self.request.target.before) {
-            warnings.push(format!(
-                "at the stop transaction {xid} is still under way: a table that it dropped, truncated or altered is locked, and can be read only after promotion (--then promote)"
-            ));
-        }
-        if !backup.bad_pages.is_empty() {
-            warnings.push(format!("backup {} has {} pages with wrong checksums", backup.id, backup.bad_pages.len()));
-        }
-        if let Some(moment) =
-            seen.matches.first().filter(|m| m.aborted && matches!(self.request.target.point, Point::Xid(_)))
-        {
-            warnings.push(format!("transaction {} was rolled back", moment.xid.unwrap_or_default()));
-        }
-        let (first_segment, last_segment) = (*first_segment, *last_segment);
-        Ok(Plan {
-            cluster: self.system.folder.cluster.clone(),
-            incarnation: self.system.folder.incarnation,
-            target: self.request.target.clone(),
-            timeline: history.timeline,
-            stop,
-            first_segment,
-            last_segment,
-            segments: segments.len() as u64,
-            wal_bytes: segments.iter().map(|(_, length)| length).sum(),
-            last_commit: seen.last_commit,
-            first_left_out: seen.first_left_out,
-            required: seen.required.map_or(backup.required, |r| r.at_least(backup.required)),
-            created_tablespaces: seen.tablespaces.into_iter().filter(|t| t.lsn >= backup.start_lsn).collect(),
-            prepared: seen.prepared,
-            warnings,
-            backup,
-        })
     }
 }
 

@@ -1,116 +1,211 @@
-//! Walking the records of archived segments in their order.
+//! Leads a survey along archived segments: past those whose summary tells enough, and through the records of the few
+//! that decide. What is passed is proven on the way: each object has its length, and each segment goes on where the one
+//! before it ends.
 
-use std::{collections::VecDeque, ops::ControlFlow, sync::Arc};
+use std::ops::ControlFlow;
 
-use tokio::{runtime::Handle, task::JoinHandle};
+use tokio::runtime::Handle;
 
+use super::{resolve::Watch, survey::Survey};
 use crate::{
     error::{Error, Kind, Result},
     interrupt::Interrupt,
-    postgres::{Lsn, SegmentName, SegmentSize},
-    progress::Progress,
+    postgres::{Lsn, SegmentName},
     repository::{
         System, join,
+        summaries::{Need, SegmentSummary, Summaries},
         wal_object::{self, WalObject},
     },
-    wal::{End, Reader, Record},
+    wal::{End, Ending, Reader, Record, Summary},
 };
 
-/// Objects that are being opened ahead of the one that is read.
-const AHEAD: usize = 3;
+/// Segments on a path that follow each other, with the lengths of their objects.
+pub type Segments<'a> = &'a [(SegmentName, u64)];
 
-/// How a walk ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Walked {
-    /// The start of the last whole record.
-    pub last: Option<Lsn>,
-    /// The end of the last whole record.
+/// A record has at most this many bytes (`XLogRecordMaxSize` in `xlogrecord.h`).
+const LONGEST_RECORD: u64 = 1 << 30;
+
+/// How a scan ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scanned {
+    /// The end of the last whole record that was read.
     pub proven: Lsn,
-    /// Why no more records came; `None` when whoever asked had seen enough.
+    /// Why the log goes no further; `None` when the survey had seen enough.
     pub end: Option<End>,
+    /// The segment that the log does not reach, though it is there: it says why.
+    pub fault: Option<SegmentSummary>,
+    /// How many of the segments are proven.
+    pub segments: usize,
 }
 
-/// Walks `segments`, which follow each other on one path, and hands on every record until `each` has seen enough or the
-/// log ends. Damaged objects are errors; a log that ends early is not, but is told.
-pub async fn walk<T: Send + 'static>(
-    system: &System,
-    segments: Vec<SegmentName>,
-    progress: Arc<dyn Progress>,
-    interrupt: Interrupt,
-    state: T,
-    each: impl FnMut(&mut T, &Record) -> ControlFlow<()> + Send + 'static,
-) -> Result<(T, Walked)> {
-    let system = system.clone();
-    let runtime = Handle::current();
-    join(
-        tokio::task::spawn_blocking(move || {
-            let size = system.document.segment_size;
-            let mut walk = Walk { system, size, runtime, opened: VecDeque::new(), rest: segments.into() };
-            walk.run(&*progress, &interrupt, state, each)
-        })
-        .await,
-    )?
+/// Shows `survey` the log of `segments` until it has seen enough or the log ends, which is told.
+pub async fn scan(system: &System, segments: Segments<'_>, survey: Survey, watch: &Watch) -> Result<(Survey, Scanned)> {
+    let total = segments.len() as u64 * system.document.segment_size.bytes();
+    watch.progress.start("reading the summaries", Some(total));
+    let scanned = Scan { system, segments, watch, next: 0 }.run(survey).await;
+    watch.progress.finish();
+    scanned
 }
 
-struct Walk {
-    system: System,
-    size: SegmentSize,
-    runtime: Handle,
-    opened: VecDeque<(SegmentName, JoinHandle<Result<WalObject>>)>,
-    rest: VecDeque<SegmentName>,
+/// Proves the log of `segments` up to `needed`; an error of kind `Damaged` says where it breaks.
+pub async fn prove(system: &System, segments: Segments<'_>, needed: Lsn, watch: &Watch) -> Result<()> {
+    watch.progress.start("proving the segments", Some(segments.len() as u64 * system.document.segment_size.bytes()));
+    let proven = Scan { system, segments, watch, next: 0 }.prove(needed).await;
+    watch.progress.finish();
+    proven
 }
 
-impl Walk {
-    fn run<T>(
-        &mut self,
-        progress: &dyn Progress,
-        interrupt: &Interrupt,
-        mut state: T,
-        mut each: impl FnMut(&mut T, &Record) -> ControlFlow<()>,
-    ) -> Result<(T, Walked)> {
-        let Some(first) = self.rest.front() else {
-            return Err(Error::internal("a walk over no segments"));
-        };
-        let mut reader = Reader::new(first.start(self.size)?);
-        while let Some((name, object)) = self.next()? {
-            interrupt.check()?;
-            let mut enough = false;
-            let read = object.read(|bytes| {
-                for record in reader.read(bytes) {
-                    if each(&mut state, &record).is_break() {
-                        enough = true;
-                        return Ok(ControlFlow::Break(()));
+struct Scan<'a> {
+    system: &'a System,
+    segments: Segments<'a>,
+    watch: &'a Watch,
+    /// The index of the segment that comes next.
+    next: usize,
+}
+
+impl Scan<'_> {
+    async fn run(&mut self, mut survey: Survey) -> Result<(Survey, Scanned)> {
+        let mut summaries = self.system.summaries(self.segments.to_vec(), Need::Planning);
+        // The last segment in which records start, and whether the survey was shown them.
+        let mut last: Option<(usize, Summary, bool)> = None;
+        let mut fault = None;
+        loop {
+            let index = self.next;
+            let Some(next) = self.following(&mut summaries).await? else { break };
+            if next.fault.is_some() {
+                fault = Some(next);
+                break;
+            }
+            let summary = next.summary;
+            let ends = is_end(&summary.ending);
+            if summary.records > 0 {
+                if let Some((_, before, false)) = last.take() {
+                    survey.pass(&before);
+                    if survey.is_done() {
+                        return Ok((survey, Self::enough(before.end, index)));
                     }
                 }
-                progress.advance(bytes.len() as u64);
-                Ok(ControlFlow::Continue(()))
-            });
-            read.map_err(|e| e.context(format!("read {name}")))?;
-            if enough {
-                return Ok((state, Walked { last: reader.last(), proven: reader.proven(), end: None }));
+                let reads = !ends && survey.needs_records(&summary);
+                if reads {
+                    let (shown, read) = self.read(index, summary.last, survey, Survey::see).await?;
+                    if shown.is_done() || read.end.is_some() {
+                        return Ok((shown, read));
+                    }
+                    survey = shown;
+                }
+                last = Some((index, summary, reads));
             }
-            if !matches!(reader.end(), End::OfInput { .. }) {
+            if ends {
                 break;
             }
         }
-        Ok((state, Walked { last: reader.last(), proven: reader.proven(), end: Some(reader.end()) }))
+        // The log may end in the last one: only its records tell where.
+        let (survey, ended) = match last {
+            Some((index, _, true)) => {
+                let ((), ended) = self.read(index, None, (), |(), _| ControlFlow::Continue(())).await?;
+                (survey, ended)
+            }
+            last => self.read(last.map_or(0, |(index, ..)| index), None, survey, Survey::see).await?,
+        };
+        Ok((survey, Scanned { fault, ..ended }))
     }
 
-    fn next(&mut self) -> Result<Option<(SegmentName, WalObject)>> {
-        while self.opened.len() < AHEAD
-            && let Some(name) = self.rest.pop_front()
-        {
-            let key = self.system.folder.segment(name)?;
-            let store = self.system.store.clone();
-            self.opened.push_back((name, self.runtime.spawn(async move { wal_object::open(&*store, &key).await })));
-        }
-        let Some((name, opening)) = self.opened.pop_front() else { return Ok(None) };
-        let object = join(self.runtime.block_on(opening))?.map_err(|e| match e.kind() {
-            Kind::NotFound => {
-                Error::unavailable(format!("{name} was in the archive a moment ago, and is gone")).hint("try again")
+    async fn prove(&mut self, needed: Lsn) -> Result<()> {
+        let mut summaries = self.system.summaries(self.segments.to_vec(), Need::Planning);
+        while let Some(next) = self.following(&mut summaries).await? {
+            next.sound()?;
+            if is_end(&next.summary.ending) && next.summary.end < needed {
+                return Err(Error::damaged(format!("the log breaks at {} in segment {}", next.summary.end, next.name))
+                    .hint(
+                        "bring the segment back from another copy of the archive, or use a later backup: walden list",
+                    ));
             }
-            _ => e,
-        })?;
-        Ok(Some((name, object)))
+        }
+        Ok(())
     }
+
+    async fn following(&mut self, summaries: &mut Summaries) -> Result<Option<SegmentSummary>> {
+        let mut interrupt = self.watch.interrupt.clone();
+        let next = tokio::select! {
+            next = summaries.next() => next?,
+            () = interrupt.asked() => return Err(Interrupt::error()),
+        };
+        self.next += usize::from(next.is_some());
+        self.watch.progress.advance(self.system.document.segment_size.bytes());
+        Ok(next)
+    }
+
+    fn enough(proven: Lsn, segments: usize) -> Scanned {
+        Scanned { proven, end: None, fault: None, segments }
+    }
+
+    /// Reads the records of one segment, and as far into the next ones as the last of them reaches: until `each` has
+    /// seen enough, or the one that starts at `until` was shown, or the log ends.
+    async fn read<T: Send + 'static>(
+        &self,
+        index: usize,
+        until: Option<Lsn>,
+        state: T,
+        each: impl FnMut(&mut T, &Record) -> ControlFlow<()> + Send + 'static,
+    ) -> Result<(T, Scanned)> {
+        let size = self.system.document.segment_size;
+        let count = usize::try_from(LONGEST_RECORD / size.bytes()).unwrap_or(usize::MAX).saturating_add(2);
+        let names: Vec<_> = self.segments.iter().skip(index).take(count).map(|(name, _)| *name).collect();
+        let Some(first) = names.first() else { return Err(Error::internal("a scan of no segments")) };
+        self.watch.progress.message(&format!("reading {first}"));
+        let reader = Reader::new(first.start(size)?);
+        let (system, interrupt) = (self.system.clone(), self.watch.interrupt.clone());
+        let read = tokio::task::spawn_blocking(move || records(&system, names, reader, &interrupt, until, state, each));
+        let (state, proven, end) = join(read.await)??;
+        self.watch.progress.message("");
+        Ok((state, Scanned { end, ..Self::enough(proven, index + 1) }))
+    }
+}
+
+fn is_end(ending: &Ending) -> bool {
+    matches!(ending, Ending::Zeros | Ending::Broken { .. })
+}
+
+/// Call it on a thread of its own.
+fn records<T>(
+    system: &System,
+    names: Vec<SegmentName>,
+    mut reader: Reader,
+    interrupt: &Interrupt,
+    until: Option<Lsn>,
+    mut state: T,
+    mut each: impl FnMut(&mut T, &Record) -> ControlFlow<()>,
+) -> Result<(T, Lsn, Option<End>)> {
+    for name in names {
+        interrupt.check()?;
+        let mut enough = None;
+        let read = open(system, name)?.read(|bytes| {
+            for record in reader.read(bytes) {
+                let beyond = until.is_some_and(|until| record.start > until);
+                if beyond || each(&mut state, &record).is_break() || until == Some(record.start) {
+                    enough = Some(record.end);
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        });
+        read.map_err(|e| e.context(format!("read {name}")))?;
+        if let Some(end) = enough {
+            return Ok((state, end, None));
+        }
+        if !matches!(reader.end(), End::OfInput { .. }) {
+            break;
+        }
+    }
+    Ok((state, reader.proven(), Some(reader.end())))
+}
+
+fn open(system: &System, name: SegmentName) -> Result<WalObject> {
+    let key = system.folder.segment(name)?;
+    Handle::current().block_on(wal_object::open(&*system.store, &key)).map_err(|e| match e.kind() {
+        Kind::NotFound => {
+            Error::unavailable(format!("{name} was in the archive a moment ago, and is gone")).hint("try again")
+        }
+        _ => e,
+    })
 }

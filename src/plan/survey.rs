@@ -1,5 +1,6 @@
-//! What the records up to the stop tell: where recovery would stop, and what it will have replayed by then.
-//! [`StopFinder`] decides where that is, by PostgreSQL's own rules.
+//! What the log up to the stop tells: where recovery would stop, and what it will have replayed by then. It is told by
+//! summaries of segments, and by the records of the few segments that decide. [`StopFinder`] decides by PostgreSQL's
+//! own rules.
 
 use std::{collections::HashMap, ops::ControlFlow};
 
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     postgres::{Lsn, RequiredSettings},
-    wal::{Ended, Fact, Record, StopFinder, StopRule, WalLevel},
+    wal::{Ended, Ending, Fact, Record, StopFinder, StopRule, Summary, WalLevel},
 };
 
 /// A transaction's end, or a restore point, in the log.
@@ -48,7 +49,7 @@ pub struct Stop {
     pub end: Lsn,
 }
 
-/// Watches the records of one path in order.
+/// Is shown the log of one path in order, segment by segment.
 #[derive(Debug)]
 pub struct Survey {
     rule: StopRule,
@@ -57,11 +58,13 @@ pub struct Survey {
     /// Looks for what else matches the target, once a stop is known.
     again: Option<StopFinder>,
     near_xid: Option<u64>,
+    /// Where the checkpoints lie of which the time is wanted.
+    wanted_checkpoints: Vec<Lsn>,
     seen: Seen,
 }
 
 /// What was seen of the log.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// Where recovery stops.
     pub stop: Option<Stop>,
@@ -75,10 +78,10 @@ pub struct Seen {
     pub reached_time: bool,
     /// The last whole record: its start and its end.
     pub last_record: Option<(Lsn, Lsn)>,
-    /// Times of checkpoints by the LSN of their records.
+    /// Times of the checkpoints that were asked for, by the LSN of their records.
     pub checkpoints: HashMap<Lsn, DateTime<Utc>>,
-    /// The greatest values that the log has for the settings a recovering server needs.
-    pub required: Option<RequiredSettings>,
+    /// Each change of the settings a recovering server needs.
+    pub required: Vec<(Lsn, RequiredSettings)>,
     /// Tablespaces that replay creates, those that it drops again among them: it needs their folders.
     pub tablespaces: Vec<CreatedTablespace>,
     /// Names of transactions that are prepared and not finished at the stop.
@@ -88,11 +91,36 @@ pub struct Seen {
 }
 
 impl Survey {
-    /// For a rule, from the record at `begin` on.
+    /// For a rule, from the record at `begin` on. `checkpoints` are those of which the time is wanted.
     #[must_use]
-    pub fn new(rule: StopRule, begin: Lsn) -> Self {
+    pub fn new(rule: StopRule, begin: Lsn, checkpoints: Vec<Lsn>) -> Self {
         let finder = StopFinder::new(rule.clone(), begin);
-        Self { rule, begin, finder, again: None, near_xid: None, seen: Seen::default() }
+        let seen = Seen::default();
+        Self { rule, begin, finder, again: None, near_xid: None, wanted_checkpoints: checkpoints, seen }
+    }
+
+    /// Whether the next segment must be shown record by record: its summary leaves open where recovery stops.
+    #[must_use]
+    pub fn needs_records(&self, summary: &Summary) -> bool {
+        summary.first.is_some_and(|first| first < self.begin)
+            || !matches!(summary.ending, Ending::Full | Ending::Switch)
+            || summary.turns.items.iter().any(|told| says_minimal(&told.fact))
+            || (self.looks_for_a_stop() && self.rule.may_stop_in(summary))
+    }
+
+    /// Takes the next segment by its summary: none of its records is needed.
+    pub fn pass(&mut self, summary: &Summary) {
+        let replayed = self.finder.stop().is_none();
+        self.finder.pass(summary);
+        if let Some(again) = &mut self.again {
+            again.pass(summary);
+        }
+        for told in &summary.turns.items {
+            self.note(told.lsn, &told.fact, replayed);
+        }
+        if let (true, StopRule::Time { time, .. }) = (replayed, &self.rule) {
+            self.seen.reached_time |= summary.times.is_some_and(|(least, _)| least <= *time);
+        }
     }
 
     /// Takes the next record. Breaks when nothing after it matters.
@@ -104,38 +132,53 @@ impl Survey {
             self.seen.minimal = Some(record.start);
             return ControlFlow::Break(());
         }
-        if let Fact::Checkpoint(checkpoint) = &record.fact {
-            self.near_xid = Some(checkpoint.next_xid);
-        }
+        let known = self.finder.stop().is_some();
         self.finder.show(record);
+        let stop = self.finder.stop().map(|stop| stop.inclusive);
+        self.note(record.start, &record.fact, !known && stop != Some(false));
         if let Some(again) = &mut self.again {
             again.show(record);
             if again.stop().is_some() {
                 self.matched(record);
             }
-            return ControlFlow::Continue(());
+        } else if stop.is_some() && !known {
+            self.matched(record);
         }
-        match self.finder.stop() {
-            None => {
-                self.replay(record);
-                ControlFlow::Continue(())
-            }
-            Some(stop) => {
-                if stop.inclusive {
-                    self.replay(record);
-                }
-                self.matched(record);
-                match self.rule {
-                    StopRule::Xid { .. } | StopRule::Name { .. } => ControlFlow::Continue(()),
-                    _ => ControlFlow::Break(()),
-                }
-            }
-        }
+        if self.is_done() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// Whether nothing that may follow matters.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.seen.minimal.is_some() || (!self.looks_for_a_stop() && self.is_settled())
+    }
+
+    /// Whether it is known where recovery stops.
+    #[must_use]
+    pub fn has_stop(&self) -> bool {
+        self.finder.stop().is_some()
+    }
+
+    fn looks_for_a_stop(&self) -> bool {
+        !self.has_stop() || self.wants_every_match()
+    }
+
+    /// Of transactions and names every match is looked for, to the end.
+    fn wants_every_match(&self) -> bool {
+        matches!(self.rule, StopRule::Xid { .. } | StopRule::Name { .. })
+    }
+
+    /// Whether the first that will not be there is known.
+    fn is_settled(&self) -> bool {
+        self.finder.is_settled() || self.finder.stop().is_some_and(|stop| !stop.inclusive && stop.at.is_some())
     }
 
     /// Writes a match down and looks for the next one behind it.
     fn matched(&mut self, record: &Record) {
         self.seen.matches.extend(moment(record));
+        if !self.wants_every_match() {
+            return;
+        }
         let again = StopFinder::new(self.rule.clone(), Lsn(record.start.0 + 1));
         self.again = Some(match self.near_xid {
             Some(xid) => again.near_xid(xid),
@@ -143,22 +186,25 @@ impl Survey {
         });
     }
 
-    /// A record that will be replayed.
-    fn replay(&mut self, record: &Record) {
-        match &record.fact {
+    /// Writes down what a record tells besides; `replayed` says whether recovery will replay it.
+    fn note(&mut self, lsn: Lsn, fact: &Fact, replayed: bool) {
+        if let Fact::Checkpoint(checkpoint) = fact {
+            self.near_xid = Some(checkpoint.next_xid);
+        }
+        if !replayed {
+            return;
+        }
+        match fact {
             Fact::Commit(end) | Fact::Abort(end) => {
                 let wanted = if let StopRule::Time { time, .. } = self.rule { end.time <= time } else { false };
                 self.seen.reached_time |= wanted;
             }
-            Fact::Checkpoint(checkpoint) => {
-                self.seen.checkpoints.insert(record.start, checkpoint.time);
+            Fact::Checkpoint(checkpoint) if self.wanted_checkpoints.contains(&lsn) => {
+                self.seen.checkpoints.insert(lsn, checkpoint.time);
             }
-            Fact::ParameterChange(parameters) => {
-                let now = parameters.required();
-                self.seen.required = Some(self.seen.required.map_or(now, |before| before.at_least(now)));
-            }
+            Fact::ParameterChange(parameters) => self.seen.required.push((lsn, parameters.required())),
             Fact::TablespaceCreate { oid, path } => {
-                self.seen.tablespaces.push(CreatedTablespace { lsn: record.start, oid: *oid, path: path.clone() });
+                self.seen.tablespaces.push(CreatedTablespace { lsn, oid: *oid, path: path.clone() });
             }
             _ => {}
         }

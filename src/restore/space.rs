@@ -10,11 +10,8 @@ use std::{
 use crate::{
     error::{Error, Result},
     human,
+    plan::WAL_AT_A_TIME,
 };
-
-/// PostgreSQL removes WAL that it has replayed while it goes on; about this much of it stays at a time when nothing
-/// in the configuration says otherwise (`max_wal_size`).
-const WAL_AT_A_TIME: u64 = 1 << 30;
 
 /// Bytes that will be written below a directory, and bytes that lie there and will be overwritten or removed.
 #[derive(Clone, Debug)]

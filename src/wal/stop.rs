@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{Fact, Prepared, Record, TransactionEnd, widen_xid};
+use super::{Fact, Prepared, Record, Summary, TransactionEnd, widen_xid};
 use crate::postgres::Lsn;
 
 /// What recovery should reach. Exclusive means: stop just before it.
@@ -49,6 +49,23 @@ pub enum StopRule {
         /// Whether that record is wanted itself. It changes nothing in the data.
         inclusive: bool,
     },
+}
+
+impl StopRule {
+    /// Whether recovery may stop at a record that starts in a segment, as far as its summary tells. False is certain.
+    #[must_use]
+    pub fn may_stop_in(&self, summary: &Summary) -> bool {
+        match self {
+            Self::Latest => false,
+            Self::Time { time, inclusive } => {
+                summary.times.is_some_and(|(_, greatest)| greatest > *time || (!inclusive && greatest == *time))
+            }
+            // The low 32 bits are what WAL holds.
+            Self::Xid { xid, .. } => summary.may_end(*xid as u32),
+            Self::Lsn { lsn, .. } => summary.last.is_some_and(|last| last >= *lsn),
+            Self::Name { name, .. } => summary.turns.items.iter().any(|told| names(&told.fact, name)),
+        }
+    }
 }
 
 /// A commit or an abort, and where it is recorded.
@@ -128,26 +145,44 @@ impl StopFinder {
     /// Shows the next record. Once [`StopFinder::stop`] is known, further records tell the first transaction that
     /// is not wanted; [`StopFinder::is_settled`] says when that is known too.
     pub fn show(&mut self, record: &Record) {
-        let ended = ended(record);
+        self.tell(record.start, record.end, &record.fact);
+    }
+
+    /// Passes over the records of a segment in which [`StopRule::may_stop_in`] says that recovery does not stop, all of
+    /// which start where replay does or later.
+    pub fn pass(&mut self, summary: &Summary) {
+        if let Some(stop) = &mut self.stop {
+            stop.first_unwanted = stop.first_unwanted.take().or_else(|| summary.first_commit.clone());
+            return;
+        }
+        for told in &summary.turns.items {
+            self.tell(told.lsn, told.end, &told.fact);
+        }
+        self.last_commit = summary.last_commit.clone().or(self.last_commit.take());
+        self.last_record = summary.last.map(|last| (last, summary.end)).or(self.last_record);
+    }
+
+    fn tell(&mut self, start: Lsn, end: Lsn, fact: &Fact) {
+        let ended = ended(start, fact);
         if let Some(stop) = &mut self.stop {
             if stop.first_unwanted.is_none() {
                 stop.first_unwanted = ended.filter(|end| end.committed);
             }
             return;
         }
-        if let Fact::Checkpoint(checkpoint) = &record.fact {
+        if let Fact::Checkpoint(checkpoint) = fact {
             self.near_xid = Some(checkpoint.next_xid);
         }
-        let replayed = record.start >= self.from;
-        if replayed && self.stops_before(record) {
-            let end = self.last_record.map_or(record.start, |(_, end)| end);
+        let replayed = start >= self.from;
+        if replayed && self.stops_before(start, fact) {
             let first_unwanted = ended.clone().filter(|end| end.committed);
-            self.stop = Some(Stop { first_unwanted, ..self.stop_at(record, end, false, ended) });
+            let replayed_to = self.last_record.map_or(start, |(_, end)| end);
+            self.stop = Some(Stop { first_unwanted, end: replayed_to, ..self.stop_at(start, end, false, ended) });
             return;
         }
-        self.replay(record, ended.clone());
-        if replayed && self.stops_after(record) {
-            self.stop = Some(self.stop_at(record, record.end, true, ended));
+        self.replay(start, end, fact, ended.clone());
+        if replayed && self.stops_after(start, fact) {
+            self.stop = Some(self.stop_at(start, end, true, ended));
         }
     }
 
@@ -182,24 +217,24 @@ impl StopFinder {
         Seen { stop, last_record, last_commit }
     }
 
-    fn replay(&mut self, record: &Record, ended: Option<Ended>) {
-        self.last_record = Some((record.start, record.end));
+    fn replay(&mut self, start: Lsn, end: Lsn, fact: &Fact, ended: Option<Ended>) {
+        self.last_record = Some((start, end));
         if let Some(commit) = ended.filter(|end| end.committed) {
             self.last_commit = Some(commit);
         }
-        match &record.fact {
+        match fact {
             Fact::Prepare(prepared) => drop(self.prepared.insert(prepared.xid, prepared.clone())),
             Fact::Commit(end) | Fact::Abort(end) if end.prepared => drop(self.prepared.remove(&end.xid)),
             _ => {}
         }
     }
 
-    fn stop_at(&self, record: &Record, end: Lsn, inclusive: bool, at: Option<Ended>) -> Stop {
+    fn stop_at(&self, record: Lsn, end: Lsn, inclusive: bool, at: Option<Ended>) -> Stop {
         Stop {
-            record: record.start,
+            record,
             inclusive,
             end,
-            needed: record.end,
+            needed: end,
             at,
             last_wanted: self.last_commit.clone(),
             first_unwanted: None,
@@ -208,51 +243,51 @@ impl StopFinder {
     }
 
     /// `recoveryStopsBefore`.
-    fn stops_before(&self, record: &Record) -> bool {
+    fn stops_before(&self, start: Lsn, fact: &Fact) -> bool {
         match &self.rule {
-            StopRule::Lsn { lsn, inclusive: false } => record.start >= *lsn,
-            StopRule::Time { time, inclusive: true } => transaction_end(record).is_some_and(|end| end.time > *time),
-            StopRule::Time { time, inclusive: false } => transaction_end(record).is_some_and(|end| end.time >= *time),
-            StopRule::Xid { xid, inclusive: false } => self.ends(record, *xid),
-            StopRule::Name { name, inclusive: false } => names(record, name),
+            StopRule::Lsn { lsn, inclusive: false } => start >= *lsn,
+            StopRule::Time { time, inclusive: true } => transaction_end(fact).is_some_and(|end| end.time > *time),
+            StopRule::Time { time, inclusive: false } => transaction_end(fact).is_some_and(|end| end.time >= *time),
+            StopRule::Xid { xid, inclusive: false } => self.ends(fact, *xid),
+            StopRule::Name { name, inclusive: false } => names(fact, name),
             _ => false,
         }
     }
 
     /// `recoveryStopsAfter`.
-    fn stops_after(&self, record: &Record) -> bool {
+    fn stops_after(&self, start: Lsn, fact: &Fact) -> bool {
         match &self.rule {
-            StopRule::Lsn { lsn, inclusive: true } => record.start >= *lsn,
-            StopRule::Xid { xid, inclusive: true } => self.ends(record, *xid),
-            StopRule::Name { name, inclusive: true } => names(record, name),
+            StopRule::Lsn { lsn, inclusive: true } => start >= *lsn,
+            StopRule::Xid { xid, inclusive: true } => self.ends(fact, *xid),
+            StopRule::Name { name, inclusive: true } => names(fact, name),
             _ => false,
         }
     }
 
-    /// Whether the record ends the transaction `wanted`, or the one that it is a subtransaction of.
-    fn ends(&self, record: &Record, wanted: u64) -> bool {
+    /// Whether a record ends the transaction `wanted`, or the one that it is a subtransaction of.
+    fn ends(&self, fact: &Fact, wanted: u64) -> bool {
         // The low 32 bits are what WAL holds.
         let narrow = wanted as u32;
-        let found = transaction_end(record).is_some_and(|end| end.includes(narrow));
+        let found = transaction_end(fact).is_some_and(|end| end.includes(narrow));
         let known_epoch = self.near_xid.filter(|_| wanted > u32::MAX.into());
         found && known_epoch.is_none_or(|near| widen_xid(narrow, near) == wanted)
     }
 }
 
-fn names(record: &Record, wanted: &str) -> bool {
-    matches!(&record.fact, Fact::RestorePoint { name, .. } if name == wanted)
-}
-
-fn transaction_end(record: &Record) -> Option<&TransactionEnd> {
-    match &record.fact {
+fn transaction_end(fact: &Fact) -> Option<&TransactionEnd> {
+    match fact {
         Fact::Commit(end) | Fact::Abort(end) => Some(end),
         _ => None,
     }
 }
 
-fn ended(record: &Record) -> Option<Ended> {
-    let committed = matches!(record.fact, Fact::Commit(_));
-    transaction_end(record).map(|end| Ended { xid: end.xid, time: end.time, lsn: record.start, committed })
+fn ended(lsn: Lsn, fact: &Fact) -> Option<Ended> {
+    let end = transaction_end(fact)?;
+    Some(Ended { xid: end.xid, time: end.time, lsn, committed: matches!(fact, Fact::Commit(_)) })
+}
+
+fn names(fact: &Fact, wanted: &str) -> bool {
+    matches!(fact, Fact::RestorePoint { name, .. } if name == wanted)
 }
 
 #[cfg(test)]

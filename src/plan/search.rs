@@ -1,0 +1,308 @@
+//! Looks for a target on one path of timelines: in each unbroken window of it, the newest first.
+
+use std::ops::Range;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::{
+    drops::{self, Window},
+    path::{self, Run},
+    resolve::Planner,
+    scan::{self, Scanned},
+    survey::{Moment, Seen, Stop, Survey},
+    target::Point,
+};
+use crate::{
+    error::{Error, Result},
+    postgres::{Lsn, TimelineHistory},
+    repository::{
+        BackupDocument,
+        summaries::{Fault, Need},
+    },
+    wal::{End, StopRule, Summary},
+};
+
+/// Backups whose beginnings are looked at at a time.
+const PARALLEL: usize = 8;
+/// Segments behind such a beginning in which a transaction's end is looked for.
+const NEAR: usize = 64;
+
+/// Where a target lies on one path.
+pub(super) struct Found {
+    pub(super) history: TimelineHistory,
+    pub(super) run: Run,
+    pub(super) backup: BackupDocument,
+    pub(super) seen: Seen,
+    pub(super) stop: Option<Stop>,
+    pub(super) warnings: Vec<String>,
+    /// The numbers of the segments that are proven.
+    pub(super) proven: Range<u64>,
+}
+
+/// Why a window does not hold a target.
+pub(super) enum Miss {
+    /// The target lies before the window's first backup was consistent.
+    Before(Edge),
+    /// The target lies after everything in the window.
+    After(Reach),
+}
+
+/// The earliest instant of a window.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Edge {
+    pub(super) lsn: Lsn,
+    pub(super) time: DateTime<Utc>,
+}
+
+/// How far a window goes.
+#[derive(Clone, Debug)]
+pub(super) struct Reach {
+    /// The last commit.
+    pub(super) last: Option<Moment>,
+    /// The end of the last record.
+    pub(super) end: Lsn,
+    /// Why it ends there, when it is not the end of what is archived.
+    pub(super) why: Option<String>,
+}
+
+/// Segments that are missing, by number, and the first instant behind them that can be reached.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Gap {
+    pub(super) first: u64,
+    pub(super) last: u64,
+    pub(super) after: Option<Edge>,
+}
+
+impl Edge {
+    pub(super) fn of(backup: &BackupDocument) -> Self {
+        Self { lsn: backup.stop_lsn, time: backup.stopped }
+    }
+}
+
+/// A row of segments, and the backups in it that recovery can begin with, oldest first.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    history: &'a TimelineHistory,
+    run: &'a Run,
+    usable: &'a [&'a BackupDocument],
+    /// What lies before does not count.
+    from: Option<Lsn>,
+}
+
+impl Planner<'_> {
+    /// Looks for the target on one path; with `from`, in what lies at or after that LSN alone.
+    pub(super) async fn on_path(&self, history: &TimelineHistory, from: Option<Lsn>) -> Result<Found> {
+        let size = self.system.document.segment_size;
+        let candidates = self.candidates(history);
+        let Some(first) = candidates.first() else { return Err(self.no_backup(history)) };
+        let runs = path::runs(self.system, history, size.number_of(first.start_lsn)).await?;
+        let mut after: Option<Edge> = None;
+        let mut refusal: Option<Error> = None;
+        for (index, run) in runs.iter().enumerate().rev() {
+            let gap = runs.get(index + 1).map(|next| Gap { first: run.end(), last: next.first - 1, after });
+            let usable: Vec<_> =
+                candidates.iter().copied().filter(|b| self.run_of(std::slice::from_ref(run), b).is_some()).collect();
+            if usable.is_empty() {
+                continue;
+            }
+            match self.in_run(Place { history, run, usable: &usable, from }).await? {
+                Ok(mut found) => {
+                    if let (Point::Latest, Some(gap)) = (&self.request.target.point, gap) {
+                        found.warnings.push(self.lost_behind(gap, history));
+                    }
+                    return Ok(found);
+                }
+                Err(Miss::Before(edge)) => after = Some(edge),
+                Err(Miss::After(reach)) => {
+                    refusal.get_or_insert_with(|| self.too_late(&reach, gap, history));
+                    // Times and addresses rise from window to window; the others may lie in an older one.
+                    if matches!(self.request.target.point, Point::Time(_) | Point::Lsn(_) | Point::Latest) {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(refusal.or(after.map(|edge| self.too_early(edge))).unwrap_or_else(|| self.broken(first, &runs)))
+    }
+
+    /// Looks in one unbroken row of segments. What begins after a place where its log breaks is a window of its own.
+    async fn in_run(&self, mut place: Place<'_>) -> Result<Result<Found, Miss>> {
+        let mut before: Option<Reach> = None;
+        loop {
+            match (self.in_window(place).await?, before) {
+                (Err(Miss::After(reach)), _) => {
+                    let whole = place.usable;
+                    let behind = whole.partition_point(|b| b.start_lsn < reach.end);
+                    if behind == 0 || behind == whole.len() {
+                        return Ok(Err(Miss::After(reach)));
+                    }
+                    place.usable = &whole[behind..];
+                    before = Some(reach);
+                }
+                (Err(Miss::Before(edge)), Some(reach)) => return Err(self.between(&reach, edge)),
+                (other, _) => return Ok(other),
+            }
+        }
+    }
+
+    /// Looks in one window, from its first usable backup on.
+    async fn in_window(&self, place: Place<'_>) -> Result<Result<Found, Miss>> {
+        let size = self.system.document.segment_size;
+        let Place { history, run, usable, from } = place;
+        let (Some(&oldest), Some(&newest)) = (usable.first(), usable.last()) else {
+            return Err(Error::internal("a window without a backup"));
+        };
+        let start = match &self.request.target.point {
+            Point::Lsn(lsn) => usable.iter().rev().find(|b| b.stop_lsn <= *lsn).copied(),
+            Point::Latest => Some(newest),
+            _ => Some(oldest),
+        };
+        let Some(start) = start else { return Ok(Err(Miss::Before(Edge::of(oldest)))) };
+        let begin = from.map_or(start.start_lsn, |from| from.max(start.start_lsn));
+        let first = size.number_of(begin);
+        let nothing = |number: u64| Miss::After(Reach { last: None, end: Lsn(number * size.bytes()), why: None });
+        if first >= run.end() {
+            return Ok(Err(nothing(run.end())));
+        }
+        let rule = match self.request.target.rule() {
+            Some(rule) => rule,
+            None => {
+                let window = Window { system: self.system, history, run, usable, begin, watch: self.watch };
+                match drops::resolve(window, &self.request.target.point).await? {
+                    Some(lsn) => StopRule::Lsn { lsn, inclusive: false },
+                    None => return Ok(Err(nothing(run.end()))),
+                }
+            }
+        };
+        let checkpoints = usable.iter().map(|b| b.checkpoint_lsn).collect();
+        let survey = Survey::new(rule, begin, checkpoints);
+        let (survey, scanned) = scan::scan(self.system, run.from(first), survey, self.watch).await?;
+        let seen = survey.finish();
+        let Some(stop) = self.stop(&seen, &scanned) else { return Ok(Err(Miss::After(after(&seen, &scanned)))) };
+        if seen.matches.len() > 1 {
+            return Err(self.several(&seen.matches));
+        }
+        let Some(backup) = self.begins_with(place, begin, &seen, stop).cloned() else {
+            return Ok(Err(Miss::Before(Edge::of(oldest))));
+        };
+        if let (Point::Time(wanted), None) = (&self.request.target.point, from) {
+            self.other_readings(run, usable, stop, *wanted).await?;
+        }
+        let warnings = match self.request.target.point {
+            Point::Latest => shortened(&seen, &scanned)?,
+            _ => Vec::new(),
+        };
+        let proven = first..first + scanned.segments as u64;
+        let (history, run) = (history.clone(), run.clone());
+        Ok(Ok(Found { history, run, backup, seen, stop: Some(stop), warnings, proven }))
+    }
+
+    /// The stop that was found; at the end of the archive the last record, where that is what is wished.
+    fn stop(&self, seen: &Seen, scanned: &Scanned) -> Option<Stop> {
+        let last = seen.last_record.map(|(lsn, end)| Stop { lsn, inclusive: true, end });
+        match self.request.target.point {
+            Point::Latest => last,
+            Point::Lsn(lsn) => seen.stop.or_else(|| last.filter(|_| lsn <= scanned.proven && seen.minimal.is_none())),
+            _ => seen.stop,
+        }
+    }
+
+    /// The newest backup that leads to the stop; none when the target lies before the first one that does.
+    fn begins_with<'b>(&self, place: Place<'b>, begin: Lsn, seen: &Seen, stop: Stop) -> Option<&'b BackupDocument> {
+        let leads = |b: &&BackupDocument| b.stop_lsn <= stop.lsn && (place.from.is_some() || b.start_lsn >= begin);
+        let mut leading = place.usable.iter().copied().filter(leads);
+        if let Point::Time(wanted) = self.request.target.point
+            && !seen.reached_time
+            && place.from.is_none()
+        {
+            // No transaction ended by then: that it is not earlier than the first backup its checkpoint tells, to the
+            // second.
+            let checkpoint = seen.checkpoints.get(&leading.clone().next()?.checkpoint_lsn)?;
+            if *checkpoint + TimeDelta::seconds(1) > wanted {
+                return None;
+            }
+        }
+        leading.next_back()
+    }
+
+    /// Times in the log can go back. Another backup whose replay would stop elsewhere, having passed the wanted
+    /// time, makes the target mean two things.
+    async fn other_readings(
+        &self,
+        run: &Run,
+        usable: &[&BackupDocument],
+        stop: Stop,
+        wanted: DateTime<Utc>,
+    ) -> Result<()> {
+        let later = usable.iter().copied().filter(|b| b.start_lsn > stop.lsn);
+        let read = stream::iter(later.map(|backup| self.reads_otherwise(run, backup, wanted))).buffered(PARALLEL);
+        let mut read = std::pin::pin!(read);
+        while let Some(other) = read.try_next().await? {
+            if let Some((backup, other)) = other {
+                return Err(self.two_readings(stop, other, backup));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where replay from that backup would stop, if it passes the wanted time before.
+    async fn reads_otherwise<'b>(
+        &self,
+        run: &Run,
+        backup: &'b BackupDocument,
+        wanted: DateTime<Utc>,
+    ) -> Result<Option<(&'b BackupDocument, Stop)>> {
+        let segments = run.from(self.system.document.segment_size.number_of(backup.start_lsn));
+        if self.is_past(segments, backup.start_lsn, wanted).await? {
+            return Ok(None);
+        }
+        let Some(rule) = self.request.target.rule() else { return Ok(None) };
+        let survey = Survey::new(rule, backup.start_lsn, Vec::new());
+        let (survey, _) = scan::scan(self.system, segments, survey, self.watch).await?;
+        let seen = survey.finish();
+        Ok(seen.stop.filter(|s| s.lsn >= backup.stop_lsn && seen.reached_time).map(|stop| (backup, stop)))
+    }
+
+    /// Whether the first commit or abort from `begin` on is certainly later than `wanted`, as it is unless the clock went
+    /// back.
+    async fn is_past(&self, segments: scan::Segments<'_>, begin: Lsn, wanted: DateTime<Utc>) -> Result<bool> {
+        let near = segments.iter().take(NEAR).copied().collect();
+        let mut summaries = self.system.summaries(near, Need::Planning);
+        while let Some(next) = summaries.next().await? {
+            match next.summary.times {
+                Some((least, _)) if least <= wanted => return Ok(false),
+                Some(_) if ends_after(&next.summary, begin) => return Ok(true),
+                _ => {}
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// What to say of a log that ends before what is archived. A damaged object is not passed over in silence: it may be
+/// brought back.
+fn shortened(seen: &Seen, scanned: &Scanned) -> Result<Vec<String>> {
+    if let Some(segment) = scanned.fault.as_ref().filter(|s| matches!(s.fault, Some(Fault::Damaged { .. }))) {
+        segment.sound()?;
+    }
+    let Reach { end, why, .. } = after(seen, scanned);
+    let why = why.map(|why| format!("{why}; the plan ends there ({end}): nothing behind it can be recovered"));
+    Ok(why.into_iter().collect())
+}
+
+/// Whether a transaction ended in the segment at or after `begin`, as far as the summary tells.
+fn ends_after(summary: &Summary, begin: Lsn) -> bool {
+    summary.first.is_some_and(|first| first >= begin) || summary.last_commit.as_ref().is_some_and(|c| c.lsn >= begin)
+}
+
+fn after(seen: &Seen, scanned: &Scanned) -> Reach {
+    let fault = scanned.fault.as_ref().and_then(|segment| segment.sound().err());
+    let why = match (&seen.minimal, fault, &scanned.end) {
+        (Some(at), ..) => Some(format!("at {at} the server was started with wal_level = minimal")),
+        (None, Some(fault), _) => Some(fault.to_string()),
+        (None, None, Some(End::Garbage { at, why })) => Some(format!("the WAL cannot be read at {at}: {why}")),
+        _ => None,
+    };
+    Reach { last: seen.last_commit.clone(), end: seen.minimal.unwrap_or(scanned.proven), why }
+}
