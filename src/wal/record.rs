@@ -132,7 +132,8 @@ impl<'a> Body<'a> {
         let mut count = 0;
         let mut file = None;
         let main = loop {
-            if headers == length {
+            // All that is left are images and data: there is no main data.
+            if headers + data >= length {
                 break 0;
             }
             match fields.u8()? {
@@ -235,6 +236,8 @@ mod tests {
         assert_eq!(main(&body, body.len(), 14), None, "14 has no hole length here");
         assert_eq!(main(&body[..body.len() - 2], body.len(), 15).unwrap(), b"m", "cut");
         assert_eq!(main(&[], 0, 15).unwrap(), b"");
+        let image = [vec![0, 0x10, 0, 0, 4, 0, 0, 0, 0], vec![1; 16], b"IMAG".to_vec()].concat();
+        assert_eq!(main(&image, image.len(), 15).unwrap(), b"", "a page image alone");
         assert_eq!(main(&[77], 1, 15), None);
         assert_eq!(main(&[254, 255, 255, 255, 255], 5, 15), None);
         assert_eq!(main(&[0, 0x80, 0, 0, 1, 0, 0, 0], 8, 15), None, "the same file as none");
