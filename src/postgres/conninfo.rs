@@ -21,6 +21,10 @@ use crate::error::{Error, Result};
 /// How long connecting may take when the string does not say.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// After how long without a word the other host is asked whether it is still there, when the string does not say: a
+/// backup must not wait hours for one that has vanished.
+const KEEPALIVES_IDLE: Duration = Duration::from_secs(60);
+
 /// Where PostgreSQL's socket lies when no host is given: Debian's and Red Hat's place, then PostgreSQL's own.
 const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
@@ -64,6 +68,8 @@ pub struct Conninfo {
     pub(super) tls: Tls,
     /// How long connecting may take in all.
     pub(super) timeout: Option<Duration>,
+    /// What the password file has for the database "replication".
+    replication_password: Option<String>,
     shown: String,
 }
 
@@ -96,6 +102,11 @@ impl Conninfo {
         self.config.get_user()
     }
 
+    /// The password for replication connections: libpq looks them up by the database "replication".
+    pub(super) fn replication_password(&self) -> Option<&[u8]> {
+        self.replication_password.as_deref().map(str::as_bytes).or(self.config.get_password())
+    }
+
     /// The same server and role, another database.
     #[must_use]
     pub fn to_database(&self, name: &str) -> Self {
@@ -123,13 +134,13 @@ impl Conninfo {
             }
         }
         let home = environment("HOME").map(PathBuf::from);
-        complete(&mut given, home.as_deref());
+        let replication_password = complete(&mut given, home.as_deref());
         let verification = Verification::from_sslmode(given.get("sslmode").unwrap_or("prefer"))?;
         let tls = Tls::new(verification, |keyword| given.get(keyword).map(str::to_owned), home.as_deref());
         let mut config = config_of(&given)?;
         config.ssl_mode(verification.map_or(SslMode::Disable, Verification::mode));
         let timeout = config.get_connect_timeout().copied();
-        Ok(Self { config, tls, timeout, shown: shown(&given) })
+        Ok(Self { config, tls, timeout, replication_password, shown: shown(&given) })
     }
 }
 
@@ -254,8 +265,9 @@ fn unescape(text: &str) -> Result<String> {
     String::from_utf8(bytes).map_err(|_| invalid("is not UTF-8"))
 }
 
-/// Fills in what libpq would: host, port, user, database and the password file's password.
-fn complete(given: &mut Given, home: Option<&Path>) {
+/// Fills in what libpq would: host, port, user, database and the password file's password. Gives the password that the
+/// file has for replication connections.
+fn complete(given: &mut Given, home: Option<&Path>) -> Option<String> {
     match (given.get("host"), given.get("hostaddr")) {
         (None, Some(address)) => {
             // The name that a certificate is held against.
@@ -279,17 +291,21 @@ fn complete(given: &mut Given, home: Option<&Path>) {
     if let (None, Some(user)) = (given.get("dbname"), given.get("user").map(str::to_owned)) {
         given.add("dbname", user);
     }
-    if given.get("password").is_none() {
-        let file = given.get("passfile").map(PathBuf::from).or_else(|| home.map(|h| h.join(".pgpass")));
-        if let Some(password) = file.and_then(|file| password_from(&file, given)) {
-            given.add("password", password);
-        }
+    if given.get("password").is_some() {
+        return None;
     }
+    let file = given.get("passfile").map(PathBuf::from).or_else(|| home.map(|h| h.join(".pgpass")))?;
+    let of = |database: &str| password_from(&file, given, database);
+    let (own, replication) = (given.get("dbname").and_then(of), of("replication"));
+    if let Some(password) = own {
+        given.add("password", password);
+    }
+    replication
 }
 
 /// The password for this connection in a password file (`host:port:database:user:password`, `*` for any). A file
 /// that others may read is passed over, as libpq does it.
-fn password_from(file: &Path, given: &Given) -> Option<String> {
+fn password_from(file: &Path, given: &Given, database: &str) -> Option<String> {
     let metadata = fs::metadata(file).ok()?;
     if !metadata.is_file() || metadata.mode() & 0o077 != 0 {
         return None;
@@ -298,7 +314,7 @@ fn password_from(file: &Path, given: &Given) -> Option<String> {
         Some(host) if SOCKET_DIRECTORIES.contains(&host) => "localhost",
         other => other.unwrap_or("localhost"),
     };
-    let wanted = [host, given.get("port")?, given.get("dbname")?, given.get("user")?];
+    let wanted = [host, given.get("port")?, database, given.get("user")?];
     let text = fs::read_to_string(file).ok()?;
     text.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
         let mut fields = password_fields(line);
@@ -342,6 +358,9 @@ fn config_of(given: &Given) -> Result<Config> {
     let mut config = Config::from_str(&whole).map_err(|_| invalid("is not understood"))?;
     if given.get("application_name").is_none() {
         config.application_name("walden");
+    }
+    if given.get("keepalives_idle").is_none() {
+        config.keepalives_idle(KEEPALIVES_IDLE);
     }
     if given.get("connect_timeout").is_none() {
         config.connect_timeout(CONNECT_TIMEOUT);
@@ -431,5 +450,10 @@ mod tests {
         assert_eq!(password("host=/tmp user=ann").as_deref(), Some("a:b"));
         assert_eq!(password("host=h user=ann").as_deref(), Some("any"));
         assert_eq!(password("host=h user=ann password=own").as_deref(), Some("own"));
+        // A line for the database "replication" is for replication alone.
+        fs::write(&file, "*:*:replication:*:repl\n*:*:ann:*:sql\n").unwrap();
+        let conninfo = Conninfo::parse("host=h user=ann", &environment).unwrap();
+        assert_eq!(conninfo.replication_password(), Some(&b"repl"[..]));
+        assert_eq!(conninfo.config.get_password(), Some(&b"sql"[..]));
     }
 }

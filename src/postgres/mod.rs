@@ -32,6 +32,7 @@ pub mod lsn;
 pub mod page;
 pub mod prerequisites;
 pub mod relation;
+pub mod replication;
 pub mod segment;
 pub mod server;
 pub mod settings;

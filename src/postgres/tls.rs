@@ -27,8 +27,10 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::ParsedCertificate,
 };
+use sha2::{Digest, Sha256, Sha384, Sha512};
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
+use x509_cert::der::Decode;
 
 use crate::error::{Error, Result};
 
@@ -87,8 +89,13 @@ impl Tls {
         Self { verification, root: file("sslrootcert", "root.crt"), certificate }
     }
 
-    /// Reads the certificates.
+    /// For tokio-postgres.
     pub(super) fn connector(&self) -> Result<MakeRustlsConnect> {
+        self.client_config().map(MakeRustlsConnect::new)
+    }
+
+    /// Reads the certificates.
+    pub(super) fn client_config(&self) -> Result<ClientConfig> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = self.verifier(&provider)?;
         let failed = |e: rustls::Error| Error::invalid("TLS cannot be set up").source(e);
@@ -97,7 +104,7 @@ impl Tls {
             .map_err(failed)?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier));
-        let config = match &self.certificate {
+        let mut config = match &self.certificate {
             None => builder.with_no_client_auth(),
             Some((certificate, key)) => {
                 let read = PrivateKeyDer::from_pem_file(key)
@@ -105,7 +112,9 @@ impl Tls {
                 builder.with_client_auth_cert(certificates(certificate)?, read).map_err(failed)?
             }
         };
-        Ok(MakeRustlsConnect::new(config))
+        // What libpq says, too; sslnegotiation=direct needs it.
+        config.alpn_protocols = vec![b"postgresql".to_vec()];
+        Ok(config)
     }
 
     fn verifier(&self, provider: &Arc<CryptoProvider>) -> Result<Verifier> {
@@ -144,6 +153,21 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
         return Err(Error::invalid(format!("{} holds no certificate", path.display())).hint("a PEM file is expected"));
     }
     Ok(found)
+}
+
+/// What SCRAM binds in of a server's certificate (`tls-server-end-point`, RFC 5929): its hash, by the algorithm of its
+/// signature, but SHA-256 in place of anything weaker. `None` for signatures that hash in another way.
+pub(super) fn end_point(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    use x509_cert::der::oid::db::rfc5912 as oid;
+    let parsed = x509_cert::Certificate::from_der(certificate).ok()?;
+    match parsed.signature_algorithm.oid {
+        oid::SHA_1_WITH_RSA_ENCRYPTION | oid::SHA_256_WITH_RSA_ENCRYPTION | oid::ECDSA_WITH_SHA_256 => {
+            Some(Sha256::digest(certificate).to_vec())
+        }
+        oid::SHA_384_WITH_RSA_ENCRYPTION | oid::ECDSA_WITH_SHA_384 => Some(Sha384::digest(certificate).to_vec()),
+        oid::SHA_512_WITH_RSA_ENCRYPTION | oid::ECDSA_WITH_SHA_512 => Some(Sha512::digest(certificate).to_vec()),
+        _ => None,
+    }
 }
 
 /// Checks as much of a server's certificate as was asked for; that the server has its key, always.

@@ -41,9 +41,10 @@ const BUCKET: &str = "walden-test";
 const ACCESS_KEY: &str = "TESTACCESSKEY";
 const SECRET_KEY: &str = "test/secret+key";
 
-/// The certificate of 127.0.0.1 and its key, signed by an authority whose own key was thrown away.
-const CERTIFICATE: &[u8] = include_bytes!("tls/server.pem");
-const CERTIFICATE_KEY: &[u8] = include_bytes!("tls/server.key");
+/// The certificate of localhost and 127.0.0.1, signed by an authority whose own key was thrown away.
+pub const CERTIFICATE: &[u8] = include_bytes!("tls/server.pem");
+/// Its key.
+pub const CERTIFICATE_KEY: &[u8] = include_bytes!("tls/server.key");
 
 /// A running server. It stops, and forgets everything, when this is dropped.
 #[derive(Debug)]
