@@ -108,8 +108,27 @@ pub async fn finish(
         walden: env!("CARGO_PKG_VERSION").to_owned(),
     };
     system.publish(&document, 1).await?;
+    roll_up(system, around).await;
     around.progress.finish();
     Ok(document)
+}
+
+/// Rolls up what has come to an end since the last backup. The backup exists by now, and needs none of it.
+async fn roll_up(system: &System, around: &Surroundings) {
+    /// A terabyte of WAL.
+    const MOST: usize = 256;
+    match system.roll_up(MOST, &*around.progress, &around.interrupt).await {
+        Ok(rolled) => {
+            for (name, why) in rolled.damaged {
+                tracing::warn!("{name} is in no roll-up: {why}");
+            }
+        }
+        Err(error) => {
+            tracing::warn!(
+                "the summaries of WAL were not rolled up, which makes plans slower: {error}; walden wal summarize does it"
+            );
+        }
+    }
 }
 
 fn manifest(system: &System, taken: &mut Taken) -> Manifest {

@@ -1,6 +1,7 @@
 //! `walden wal`: the archive by hand. `push` and `fetch` are what the small programs call.
 
 mod show;
+mod summarize;
 
 use std::{
     path::{Path, PathBuf},
@@ -43,6 +44,8 @@ enum Command {
     },
     /// Show what a segment holds: its records, commits and aborts, restore points and the like
     Show(show::Args),
+    /// Roll up what the heads of segments tell, so that plans and searches need few requests; every backup does some of it
+    Summarize(summarize::Args),
 }
 
 pub async fn run(args: &Args, context: &Context) -> Result<End> {
@@ -50,6 +53,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         Command::Push { path } => push(path, context).await,
         Command::Fetch { name, destination, until } => fetch(*name, destination, *until, context).await,
         Command::Show(args) => show::run(args, context).await,
+        Command::Summarize(args) => summarize::run(args, context).await,
     }
 }
 

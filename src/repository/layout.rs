@@ -76,6 +76,17 @@ impl SystemFolder {
         Key::new(format!("{}{}.history", self.timeline(timeline), timeline.hex()))
     }
 
+    /// The folder of the roll-ups of a timeline.
+    #[must_use]
+    pub fn roll_ups(&self, timeline: TimelineId) -> String {
+        format!("{}notes/summaries/{}/", self.prefix(), timeline.hex())
+    }
+
+    /// The roll-up of one log of a timeline, in its `number`th version.
+    pub fn roll_up(&self, timeline: TimelineId, log: u32, number: u32) -> Result<Key> {
+        Key::new(format!("{}{log:08X}-{number}.json.zst", self.roll_ups(timeline)))
+    }
+
     /// The folder of all backups.
     #[must_use]
     pub fn backups(&self) -> String {
@@ -129,6 +140,15 @@ pub fn segment_of(key: &Key) -> Option<SegmentName> {
     folder.ends_with(&format!("/wal/{}/{:08X}", name.timeline.hex(), name.log)).then_some(name)
 }
 
+/// The log and the number in the key of a roll-up.
+#[must_use]
+pub(super) fn roll_up_of(key: &Key) -> Option<(u32, u32)> {
+    let (_, name) = key.as_str().rsplit_once('/')?;
+    let (log, number) = name.strip_suffix(".json.zst")?.split_once('-')?;
+    let log = if log.len() == 8 { u32::from_str_radix(log, 16).ok()? } else { return None };
+    Some((log, number.parse().ok()?))
+}
+
 /// What the key of an archived file tells of it: where it belongs, its name, and of a partial segment its content's hash.
 #[must_use]
 pub(super) fn archived(key: &Key) -> Option<(Incarnation, WalFile, Option<Blake3>)> {
@@ -170,6 +190,10 @@ mod tests {
         let partial = key("0000000A000000010000000F.partial");
         assert!(partial.starts_with("main/7-1/wal/0000000A/00000001/0000000A000000010000000F.partial/"));
         let id = "20261121T014500Z".parse().unwrap();
+        let timeline = TimelineId::new(10).unwrap();
+        let roll_up = folder().roll_up(timeline, 0x1F, 2).unwrap();
+        assert_eq!(roll_up.as_str(), "main/7-1/notes/summaries/0000000A/0000001F-2.json.zst");
+        assert_eq!(roll_up_of(&roll_up), Some((0x1F, 2)));
         assert_eq!(folder().part(id, 3).unwrap().as_str(), "main/7-1/backups/20261121T014500Z/part-00003.tar.zst");
     }
 

@@ -7,6 +7,8 @@ mod layout;
 pub mod lease;
 mod manifest;
 mod names;
+mod rolling;
+pub mod rollup;
 pub mod summaries;
 mod unheaded;
 pub mod wal_object;
@@ -18,6 +20,7 @@ pub use documents::{BackupDocument, BadPage, FORMAT, PartSummary, RepositoryDocu
 pub use layout::{REPOSITORY, SystemFolder, segment_of};
 pub use manifest::{Directory, File, Layer, LayerKind, Manifest, Part};
 pub use names::{BackupId, ClusterName, Incarnation};
+pub use rolling::RolledUp;
 
 use crate::{
     clock::{Clock, Random},

@@ -1,16 +1,25 @@
-//! The summaries of archived segments, in the order of a path: from the heads of the objects, and from the records of
-//! those that have none.
+//! The summaries of archived segments, in the order of a path, joined where records go on from one segment into the next.
 
-use std::{collections::VecDeque, ops::ControlFlow};
+pub(super) mod source;
 
-use futures_util::{Stream, StreamExt, stream};
+use std::{collections::VecDeque, ops::Range, pin::Pin, sync::Arc};
 
-use super::{System, join, wal_object};
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+
+use self::source::Source;
+use super::{System, join, rollup::Served};
 use crate::{
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     postgres::{Lsn, SegmentName},
-    wal::{Summarizer, Summary},
+    wal::{Ended, Joined, Summary},
 };
+
+/// Roll-ups that are fetched at a time.
+const ROLL_UPS: usize = 16;
+/// Roll-ups that are decoded at a time.
+const DECODERS: usize = 3;
+/// Heads that are read at a time.
+const HEADS: usize = 64;
 
 /// Which lists of a summary must be whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,8 +82,9 @@ impl SegmentSummary {
 
 /// The summaries of consecutive segments of a path, oldest first.
 pub struct Summaries {
-    system: System,
-    coming: std::pin::Pin<Box<dyn Stream<Item = Result<SegmentSummary>> + Send>>,
+    source: Arc<Source>,
+    coming: Pin<Box<dyn Stream<Item = Result<SegmentSummary>> + Send>>,
+    /// Those that came and were not handed out. There are more than two only where a record is longer than a segment.
     held: VecDeque<SegmentSummary>,
 }
 
@@ -86,49 +96,176 @@ impl std::fmt::Debug for Summaries {
 
 impl System {
     /// The summaries of `segments`, which follow each other on one path and have the lengths that were listed. Proves
-    /// each object's length, and that each segment's records go on from those of the one before it.
+    /// each object's length, and that each segment's records go on from those of the one before it; where that is not
+    /// so, the segment has a [`Fault`].
+    ///
+    /// They come from roll-ups where many segments of a log are wanted, else from the heads, else from the records.
     #[must_use]
     pub fn summaries(&self, segments: Vec<(SegmentName, u64)>, need: Need) -> Summaries {
-        let _ = need;
-        let system = self.clone();
-        let coming = stream::iter(segments).map(move |(name, length)| read(system.clone(), name, length)).buffered(4);
-        Summaries { system: self.clone(), coming: Box::pin(coming), held: VecDeque::new() }
+        let source = Arc::new(Source::new(self.clone(), need));
+        let coming = Box::pin(coming(source.clone(), Arc::new(segments)));
+        Summaries { source, coming, held: VecDeque::new() }
+    }
+
+    /// The summary of one segment by itself: the record at its end counts only if it ends there.
+    pub async fn summary(&self, name: SegmentName, length: u64, need: Need) -> Result<SegmentSummary> {
+        let one = self.summaries(vec![(name, length)], need).next().await?;
+        one.ok_or_else(|| Error::internal("a segment without a summary"))
+    }
+
+    /// The last commit in `path`, segments that follow each other: it is looked for from the end on.
+    pub async fn last_commit(&self, path: &[(SegmentName, u64)]) -> Result<Option<Ended>> {
+        let (mut end, mut count) = (path.len(), 1);
+        while end > 0 {
+            let begin = end.saturating_sub(count);
+            // One more, for the record that goes on in it.
+            let part = &path[begin..(end + 1).min(path.len())];
+            let mut summaries = self.summaries(part.to_vec(), Need::Planning);
+            let mut last = None;
+            for _ in begin..end {
+                let Some(segment) = summaries.next().await? else { break };
+                last = segment.summary.last_commit.or(last);
+            }
+            if last.is_some() {
+                return Ok(last);
+            }
+            (end, count) = (begin, (count * 8).min(1 << 12));
+        }
+        Ok(None)
     }
 }
 
 impl Summaries {
     /// The next one; none after the last.
     pub async fn next(&mut self) -> Result<Option<SegmentSummary>> {
-        while self.held.len() < 2
-            && let Some(next) = self.coming.next().await
-        {
-            self.held.push_back(next?);
+        if !self.fill(1).await? {
+            return Ok(None);
         }
         let Some(mut first) = self.held.pop_front() else { return Ok(None) };
-        if let Some(second) = self.held.front_mut() {
-            first.summary.join(&mut second.summary, self.system.document.postgres);
+        if first.fault.as_ref().is_some_and(|fault| matches!(fault, Fault::Damaged { .. })) {
+            return Ok(Some(first));
+        }
+        let joined = self.join(&mut first).await?;
+        if first.summary.tail.as_ref().is_some_and(|tail| tail.unknown)
+            && !first.summary.suffices(self.source.need() == Need::Finding)
+        {
+            match self.read_again(&first, joined).await {
+                Ok(summary) => first.summary = summary,
+                Err(error) if error.kind() == Kind::Damaged => {
+                    first.summary = Summary::default();
+                    first.fault = Some(Fault::Damaged { why: error.to_string() });
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(Some(first))
     }
+
+    /// Waits until so many are held. False when there are no more.
+    async fn fill(&mut self, count: usize) -> Result<bool> {
+        while self.held.len() < count {
+            match self.coming.next().await {
+                Some(next) => self.held.push_back(next?),
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Joins with as many of the following ones as the last record goes on in. How many those are.
+    async fn join(&mut self, first: &mut SegmentSummary) -> Result<usize> {
+        let version = self.source.system.document.postgres;
+        for count in 1.. {
+            if !self.fill(count).await? {
+                return Ok(count - 1);
+            }
+            let next = &mut self.held[count - 1];
+            if next.fault.is_some() {
+                return Ok(count - 1);
+            }
+            match first.summary.join(&mut next.summary, version) {
+                Joined::Whole => return Ok(count),
+                Joined::GoesOn => {}
+                Joined::Broken { at, why } => {
+                    next.fault = Some(Fault::Unlinked { before: first.name, at, why });
+                    return Ok(count - 1);
+                }
+            }
+        }
+        Ok(0)
+    }
+
+    /// Reads the records of a segment, and of those after it that its last record goes on in: the heads have too little
+    /// of that one.
+    async fn read_again(&self, first: &SegmentSummary, joined: usize) -> Result<Summary> {
+        let source = &self.source;
+        let mut whole = source.records(first.name, first.length).await?;
+        for next in self.held.iter().take(joined) {
+            let mut next = source.records(next.name, next.length).await?;
+            whole.join(&mut next, source.system.document.postgres);
+        }
+        source.lighten(&mut whole);
+        Ok(whole)
+    }
 }
 
-/// Reads the records of a segment.
-async fn read(system: System, name: SegmentName, length: u64) -> Result<SegmentSummary> {
-    let start = name.start(system.document.segment_size)?;
-    let object = wal_object::open(&*system.store, &system.folder.segment(name)?).await?;
-    if object.length != length {
-        return Err(Error::damaged(format!("the object of {name} changed its length while it was read")));
-    }
-    let summary = join(
-        tokio::task::spawn_blocking(move || {
-            let mut summarizer = Summarizer::whole(start);
-            object.read(|bytes| {
-                summarizer.feed(bytes);
-                Ok(ControlFlow::Continue(()))
-            })?;
-            Ok(summarizer.finish())
+/// The summaries as they were stored, in order.
+fn coming(
+    source: Arc<Source>,
+    segments: Arc<Vec<(SegmentName, u64)>>,
+) -> impl Stream<Item = Result<SegmentSummary>> + Send {
+    let logs = logs(&segments);
+    let (fetching, reading, path) = (source.clone(), source.clone(), segments.clone());
+    stream::iter(logs)
+        .map(move |log| {
+            let (source, path) = (fetching.clone(), path.clone());
+            spawned(async move { source.roll_up(&path[log.clone()]).await.map(|found| (log, found)) })
         })
-        .await,
-    )??;
-    Ok(SegmentSummary { name, length, summary, fault: None })
+        .buffered(ROLL_UPS)
+        .map(move |fetched| {
+            let (source, path) = (reading.clone(), segments.clone());
+            spawned(async move {
+                let (log, found) = fetched?;
+                let served = tokio::task::spawn_blocking(move || {
+                    let served = source.serve(found, &path[log.clone()], log.start == 0);
+                    path[log].iter().copied().zip(served).collect::<Vec<_>>()
+                });
+                join(served.await)
+            })
+        })
+        .buffered(DECODERS)
+        .map_ok(|served| stream::iter(served.into_iter().map(Ok)))
+        .try_flatten()
+        .map(move |one| {
+            let source = source.clone();
+            async move {
+                let ((name, length), served) = one?;
+                let known = match served {
+                    Served::Summary(summary) => Ok(summary),
+                    other => spawned(async move { source.one(name, length, other).await }).await?,
+                };
+                let (summary, fault) = match known {
+                    Ok(summary) => (*summary, None),
+                    Err(fault) => (Summary::default(), Some(fault)),
+                };
+                Ok(SegmentSummary { name, length, summary, fault })
+            }
+        })
+        .buffered(HEADS)
+}
+
+/// Cuts a path into its logs.
+fn logs(path: &[(SegmentName, u64)]) -> Vec<Range<usize>> {
+    let mut at = 0;
+    path.chunk_by(|(a, _), (b, _)| (a.timeline, a.log) == (b.timeline, b.log))
+        .map(|log| {
+            at += log.len();
+            at - log.len()..at
+        })
+        .collect()
+}
+
+/// Runs on any thread of the runtime: several can decode at a time.
+async fn spawned<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    join(tokio::spawn(work).await)?
 }

@@ -93,16 +93,23 @@ impl std::fmt::Debug for WalObject {
 /// The head of an object, with one request. Proves that the object has the length that the head tells. Where the head
 /// is lost, the whole object is read instead, its content proves itself, and the head is made anew.
 pub async fn read_head(store: &dyn Store, key: &Key) -> Result<WalHead> {
+    read_head_and_length(store, key).await.map(|(head, _)| head)
+}
+
+/// The same, and the length of the object in bytes.
+pub(super) async fn read_head_and_length(store: &dyn Store, key: &Key) -> Result<(WalHead, u64)> {
     let mut download = store.get(key, Some(0..(HEAD_LIMIT + 8) as u64)).await?;
     let mut front = Vec::new();
     while let Some(chunk) = download.body.chunk().await? {
         front.extend_from_slice(&chunk);
     }
     match parse(key, &front, download.length)? {
-        (Some(head), _) => Ok(head),
+        (Some(head), _) => Ok((head, download.length)),
         (None, _) => {
             let object = open(store, key).await?;
-            join(tokio::task::spawn_blocking(move || object.read(|_| Ok(ControlFlow::Continue(())))).await)?
+            let length = object.length;
+            let head = tokio::task::spawn_blocking(move || object.read(|_| Ok(ControlFlow::Continue(())))).await;
+            join(head)?.map(|head| (head, length))
         }
     }
 }

@@ -16,7 +16,7 @@ mod runs;
 pub mod stop;
 pub mod summary;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use check::{SegmentCheck, SegmentEnd, SegmentFacts, check_segment};
 pub use contents::{Contents, Inspector, ManagerCount};

@@ -2,17 +2,17 @@
 
 use crate::postgres::Lsn;
 
-pub(super) const PAGE: usize = 8192;
+pub(crate) const PAGE: usize = 8192;
 /// Segments of the tests have 1 MB.
-pub(super) const SEGMENT: usize = 1 << 20;
-pub(super) const MAGIC: u16 = 0xD116;
+pub(crate) const SEGMENT: usize = 1 << 20;
+pub(crate) const MAGIC: u16 = 0xD116;
 
 const CONTINUED: u16 = 1;
 const LONG: u16 = 2;
 const OVERWRITTEN: u16 = 8;
 
 /// A page header as PostgreSQL writes it, a long one where the flags say so.
-pub(super) fn header(magic: u16, flags: u16, timeline: u32, address: u64, remaining: u32) -> Vec<u8> {
+pub(crate) fn header(magic: u16, flags: u16, timeline: u32, address: u64, remaining: u32) -> Vec<u8> {
     let mut page = Vec::with_capacity(40);
     page.extend_from_slice(&magic.to_le_bytes());
     page.extend_from_slice(&flags.to_le_bytes());
@@ -30,25 +30,25 @@ pub(super) fn header(magic: u16, flags: u16, timeline: u32, address: u64, remain
 
 /// Appends records, starting with a segment.
 #[derive(Debug)]
-pub(super) struct Writer {
-    pub(super) bytes: Vec<u8>,
-    pub(super) start: Lsn,
-    pub(super) timeline: u32,
-    pub(super) prev: Lsn,
+pub(crate) struct Writer {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) start: Lsn,
+    pub(crate) timeline: u32,
+    pub(crate) prev: Lsn,
 }
 
 impl Writer {
-    pub(super) fn at(start: u64) -> Self {
+    pub(crate) fn at(start: u64) -> Self {
         Self { bytes: Vec::new(), start: Lsn(start), timeline: 1, prev: Lsn(start - 64) }
     }
 
     /// The address of the next byte.
-    pub(super) fn position(&self) -> Lsn {
+    pub(crate) fn position(&self) -> Lsn {
         self.start + self.bytes.len() as u64
     }
 
     /// A record whose main data is `main`; where it starts.
-    pub(super) fn record(&mut self, rmid: u8, info: u8, xid: u32, main: &[u8]) -> Lsn {
+    pub(crate) fn record(&mut self, rmid: u8, info: u8, xid: u32, main: &[u8]) -> Lsn {
         self.begin(0);
         let start = self.position();
         let bytes = record(self.prev, rmid, info, xid, main);
@@ -58,7 +58,7 @@ impl Writer {
     }
 
     /// The beginning of a record that goes on past the end of this page, and is never finished.
-    pub(super) fn torn(&mut self) -> Lsn {
+    pub(crate) fn torn(&mut self) -> Lsn {
         self.begin(0);
         let start = self.position();
         let bytes = record(self.prev, 10, 0, 9, &[7; 2 * PAGE]);
@@ -67,13 +67,13 @@ impl Writer {
     }
 
     /// What PostgreSQL writes on the next page after it found a torn record.
-    pub(super) fn overwrite(&mut self, torn: Lsn) -> Lsn {
+    pub(crate) fn overwrite(&mut self, torn: Lsn) -> Lsn {
         self.begin(OVERWRITTEN);
         self.record(0, 0xD0, 0, &[torn.0.to_le_bytes(), [0; 8]].concat())
     }
 
     /// A switch record, and zeros up to the end of the segment.
-    pub(super) fn switch(&mut self) -> Lsn {
+    pub(crate) fn switch(&mut self) -> Lsn {
         self.begin(0);
         let start = self.position();
         let mut bytes = record(self.prev, 0, 0x40, 0, &[]);
@@ -85,7 +85,7 @@ impl Writer {
     }
 
     /// Records of `rmid` 10 until `left` bytes are free on the page.
-    pub(super) fn fill_page(&mut self, left: usize) {
+    pub(crate) fn fill_page(&mut self, left: usize) {
         self.begin(0);
         let free = PAGE - self.bytes.len() % PAGE - left;
         if free > 0 {
@@ -95,7 +95,7 @@ impl Writer {
     }
 
     /// Zeros up to the end of the segment.
-    pub(super) fn fill(&mut self) {
+    pub(crate) fn fill(&mut self) {
         self.bytes.resize(self.bytes.len().next_multiple_of(SEGMENT), 0);
     }
 
