@@ -67,8 +67,11 @@ pub enum Served {
     Summary(Box<Summary>),
     /// Its summary without the record that it begins with, which the segment before it on this path needs.
     WithoutLead(Box<Summary>),
-    /// Nothing.
-    Nothing,
+    /// Nothing. With `joined` the record that it begins with is in the summary of the segment before it already.
+    Nothing {
+        /// Whether that is so.
+        joined: bool,
+    },
 }
 
 impl RollUp {
@@ -131,18 +134,19 @@ impl RollUp {
         };
         let used: Vec<Option<usize>> = (0..path.len()).map(usable).collect();
         let takers = self.takers();
-        let keeps_lead = |on_path: usize, at: usize| match takers[at].map(|taker| at - taker) {
-            None => true,
-            Some(before) if before > on_path => begins,
-            Some(before) => used[on_path - before] == Some(at - before),
+        // What became of the record that a segment begins with: whether it was joined into one that is used here.
+        let joined = |on_path: usize| {
+            let at = places[on_path]?;
+            let before = at - takers[at]?;
+            Some(if before > on_path { begins } else { used[on_path - before] == Some(at - before) })
         };
-        let kept: Vec<bool> = used.iter().enumerate().map(|(n, at)| at.is_some_and(|at| keeps_lead(n, at))).collect();
+        let joined: Vec<Option<bool>> = (0..path.len()).map(joined).collect();
         used.iter()
-            .zip(kept)
-            .map(|(at, kept)| match at.map(|at| Box::new(std::mem::take(&mut self.segments[at].summary))) {
-                None => Served::Nothing,
-                Some(summary) if kept => Served::Summary(summary),
-                Some(summary) => Served::WithoutLead(summary),
+            .zip(joined)
+            .map(|(at, joined)| match at.map(|at| Box::new(std::mem::take(&mut self.segments[at].summary))) {
+                None => Served::Nothing { joined: joined == Some(true) },
+                Some(summary) if joined == Some(false) => Served::WithoutLead(summary),
+                Some(summary) => Served::Summary(summary),
             })
             .collect()
     }

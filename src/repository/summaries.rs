@@ -269,3 +269,6 @@ fn logs(path: &[(SegmentName, u64)]) -> Vec<Range<usize>> {
 async fn spawned<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     join(tokio::spawn(work).await)?
 }
+
+#[cfg(test)]
+mod tests;

@@ -73,7 +73,7 @@ impl Source {
 
     /// What a roll-up has for `path`; `begins` when nothing is before it.
     pub fn serve(&self, roll_up: Option<Bytes>, path: &[(SegmentName, u64)], begins: bool) -> Vec<Served> {
-        let nothing = || path.iter().map(|_| Served::Nothing).collect();
+        let nothing = || path.iter().map(|_| Served::Nothing { joined: false }).collect();
         match roll_up.map(|bytes| RollUp::from_bytes(&bytes)) {
             None => nothing(),
             Some(Ok(roll_up)) => {
@@ -101,7 +101,10 @@ impl Source {
                 summary.lead = own.lead;
                 summary
             })),
-            Served::Nothing => self.head_or_records(name, length).await,
+            Served::Nothing { joined } => Ok(self.head_or_records(name, length).await?.map(|mut own| {
+                own.lead = own.lead.filter(|_| !joined);
+                own
+            })),
         }
     }
 
