@@ -1,5 +1,7 @@
 //! Planning by summaries must tell exactly what planning by all records tells, whatever the log.
 
+mod archived;
+
 use chrono::{DateTime, Utc};
 use proptest::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Writes WAL as PostgreSQL 17 lays it out, for the tests of this room.
+//! Writes WAL as PostgreSQL 17 lays it out, for tests.
 
 use crate::postgres::Lsn;
 
