@@ -69,7 +69,7 @@ pub struct Summary {
     /// What a search needs to know besides, by LSN: commits and aborts that remove or drop something or have
     /// subtransactions (which lead from the transactions that `rows` and locks name to the top ones), files made and cut
     /// off, databases made and dropped, locks, maps, messages, and updates and deletions of rows of shared catalogues.
-    /// The files of a database that was made in the same segment are left out.
+    /// The files that the making of a database fills in the same segment are left out, here and in `rows`.
     #[serde(default, skip_serializing_if = "List::is_empty")]
     pub changes: List<Told>,
     /// How many rows were changed, by file and transaction; those with the most changes first. When it is cut, those with

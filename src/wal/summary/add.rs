@@ -100,7 +100,14 @@ impl List {
 impl RowCount {
     /// An empty count for what a record says about rows, if it does.
     pub(super) fn of(record: &Record) -> Option<Self> {
-        let file = counted(&record.fact).filter(|_| record.xid != 0)?;
+        let file = match &record.fact {
+            Fact::Rows(rows) if rows.change != Change::Inplace => rows.file,
+            Fact::PageImage { file, .. } => *file,
+            _ => return None,
+        };
+        if record.xid == 0 {
+            return None;
+        }
         Some(Self { file, xid: record.xid, lsn: record.start, inserted: 0, updated: 0, deleted: 0, images: 0 })
     }
 
@@ -127,11 +134,11 @@ impl RowCount {
     }
 }
 
-/// The file whose rows a record changes.
-pub(super) fn counted(fact: &Fact) -> Option<RelFile> {
+/// The file that a record makes or fills.
+pub(super) fn filled(fact: &Fact) -> Option<RelFile> {
     match fact {
-        Fact::Rows(rows) if rows.change != Change::Inplace => Some(rows.file),
-        Fact::PageImage { file, .. } => Some(*file),
+        Fact::Rows(rows) => Some(rows.file),
+        Fact::PageImage { file, .. } | Fact::FileCreate { file } => Some(*file),
         _ => None,
     }
 }

@@ -1,6 +1,6 @@
 //! The record that straddles segments.
 
-use super::{Ending, Lead, RowCount, Summary, Tail};
+use super::{Ending, Lead, RowCount, Summary, Tail, add::filled};
 use crate::{
     postgres::{Lsn, Version},
     wal::{
@@ -122,6 +122,9 @@ impl Summary {
             }
             None => self.tail = Some(tail.mark_unknown()),
         }
+        if filled(&record.fact).is_some_and(|file| self.made_database(file.database, record.xid)) {
+            record.fact = Fact::Other;
+        }
         self.count_rows(&record);
         self.add(record);
         self.check_link(next)
@@ -148,6 +151,11 @@ impl Summary {
             }
             _ => Ok(Joined::Whole),
         }
+    }
+
+    fn made_database(&self, database: u32, xid: u32) -> bool {
+        let mut made = self.changes.items.iter().filter(|told| told.xid == xid);
+        made.any(|told| matches!(told.fact, Fact::DatabaseCreate { oid, .. } if oid == database))
     }
 
     fn count_rows(&mut self, record: &Record) {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Ending, Lead, RowCount, SUMMARY_FORMAT, Summary, Tail, add::counted};
+use super::{Ending, Lead, RowCount, SUMMARY_FORMAT, Summary, Tail, add::filled};
 use crate::{
     postgres::Lsn,
     wal::{
@@ -32,8 +32,8 @@ pub struct Summarizer {
 pub(super) struct Gathered {
     summary: Summary,
     rows: Tally,
-    /// The databases that were made.
-    databases: Vec<u32>,
+    /// The databases that were made, and by which transactions.
+    databases: Vec<(u32, u32)>,
     bounded: bool,
 }
 
@@ -103,13 +103,12 @@ impl Gathered {
     }
 
     pub(super) fn take(&mut self, mut record: Record) {
-        match &record.fact {
-            Fact::DatabaseCreate { oid, .. } => self.databases.push(*oid),
-            Fact::FileCreate { file } if self.databases.contains(&file.database) => record.fact = Fact::Other,
-            fact if counted(fact).is_some_and(|file| !self.databases.contains(&file.database)) => {
-                self.rows.count(&record);
-            }
-            _ => {}
+        if let Fact::DatabaseCreate { oid, .. } = record.fact {
+            self.databases.push((oid, record.xid));
+        }
+        match filled(&record.fact) {
+            Some(file) if self.databases.contains(&(file.database, record.xid)) => record.fact = Fact::Other,
+            _ => self.rows.count(&record),
         }
         if self.summary.add(record) && self.bounded {
             self.summary.prune(ITEMS);
