@@ -1,0 +1,184 @@
+//! What is done with bytes that a fuzzer makes up: one function a target, each with what must hold whatever the bytes.
+//! `tests/fuzz_seeds.rs` runs the same functions over the seeds.
+
+pub mod script;
+pub mod writer;
+
+use walden::{
+    postgres::{Lsn, SegmentName, SegmentSize, TimelineId, Version},
+    repository::wal_object::WalHead,
+    seal::{self, HEAD_LIMIT, Head, SeekTable},
+    wal::{
+        End, Fact, Inspector, Reader, Record, SegmentCheck, SegmentHeader, StopFinder, StopRule, Summarizer, Summary,
+    },
+};
+
+use self::{
+    script::{Built, START},
+    writer::SEGMENT,
+};
+
+/// Bytes as they are: the start of a segment, or anything else.
+pub fn reader(data: &[u8]) {
+    let start = SegmentHeader::parse(data).map_or(Lsn(START), |header| header.start);
+    let whole = walk(start, data, usize::MAX);
+    let pieces = walk(start, data, 1 + data.first().map_or(0, |byte| usize::from(*byte) * 77));
+    assert_eq!(whole, pieces, "pieces of another size");
+    check(start, data);
+    look(&whole.0, data);
+}
+
+/// WAL whose CRCs and links are right, by a script.
+pub fn records(data: &[u8]) {
+    let Built { bytes, chunk, .. } = script::build(data);
+    let whole = walk(Lsn(START), &bytes, usize::MAX);
+    // A chunk of one byte would only be slow.
+    let pieces = walk(Lsn(START), &bytes, chunk.max(63));
+    assert_eq!(whole, pieces, "pieces of another size");
+    look(&whole.0, &bytes);
+    for record in &whole.0 {
+        let json = serde_json::to_string(&record.fact).expect("a fact can be written as JSON");
+        let read: Fact = serde_json::from_str(&json).expect("and read");
+        assert_eq!(read, record.fact);
+    }
+}
+
+/// Summaries of the segments of a script, joined; and what they say beside the records.
+pub fn summary(data: &[u8]) {
+    let Built { mut bytes, version, .. } = script::build(data);
+    bytes.resize(bytes.len().next_multiple_of(SEGMENT), 0);
+    let version = Version(version);
+    let (records, _) = walk(Lsn(START), &bytes, usize::MAX);
+    let (mut cut, mut whole) = (Vec::new(), Vec::new());
+    for (number, segment) in bytes.chunks(SEGMENT).enumerate() {
+        let start = Lsn(START + (number * SEGMENT) as u64);
+        cut.push(through_json(&summarize(Summarizer::new(start), segment), HEAD_LIMIT));
+        whole.push(through_json(&summarize(Summarizer::whole(start), segment), usize::MAX));
+    }
+    for summaries in [&mut cut, &mut whole] {
+        for at in 1..summaries.len() {
+            let (before, after) = summaries.split_at_mut(at);
+            before[at - 1].join(&mut after[0], version);
+        }
+        for summary in summaries.iter() {
+            let _ = through_json(summary, usize::MAX);
+        }
+    }
+    compare(&whole, &records);
+    for (cut, whole) in cut.iter().zip(&whole) {
+        assert_eq!((cut.records, cut.commits, cut.aborts), (whole.records, whole.commits, whole.aborts));
+        assert_eq!((cut.times, cut.xids), (whole.times, whole.xids));
+    }
+}
+
+/// The head and the seek table of an object.
+pub fn head(data: &[u8]) {
+    if let Ok(Head::Present(head, end)) = seal::read_head::<WalHead>(data) {
+        assert!(end <= data.len());
+        // Written anew it may be longer than it was, and then it is refused.
+        if let Ok(written) = seal::head(&head) {
+            assert_eq!(
+                seal::read_head::<WalHead>(&written).expect("it was just written"),
+                Head::Present(head, written.len())
+            );
+        }
+    }
+    if let Ok(table) = SeekTable::from_tail(data) {
+        assert!(table.frames().len() * 8 <= data.len());
+        let _ = (table.seek(0), table.seek(table.content()), table.seek(u64::MAX));
+        assert_eq!(SeekTable::from_tail(&table.to_bytes()).expect("it was just written"), table);
+    }
+}
+
+fn walk(start: Lsn, bytes: &[u8], chunk: usize) -> (Vec<Record>, End) {
+    let mut reader = Reader::new(start);
+    let mut records: Vec<Record> = Vec::new();
+    for piece in bytes.chunks(chunk) {
+        records.extend(reader.read(piece));
+    }
+    let end = start + bytes.len() as u64;
+    let mut before: Option<&Record> = None;
+    for record in &records {
+        assert!(record.start < record.end && record.length >= 24);
+        assert!(record.start >= start && (record.end <= end || record.fact == Fact::Switch));
+        if let Some(before) = before {
+            assert!(before.end <= record.start && before.start == record.prev);
+        }
+        before = Some(record);
+    }
+    assert_eq!(reader.last(), before.map(|record| record.start));
+    if let Some(last) = before {
+        assert_eq!(reader.proven(), last.end);
+    }
+    if let End::Garbage { at, .. } | End::Zeros { at } | End::OfInput { unfinished: Some(at) } = reader.end() {
+        assert!(before.is_none_or(|last| last.end <= at), "what was read whole is not in doubt");
+    }
+    (records, reader.end())
+}
+
+/// The check of a segment before it is archived.
+fn check(start: Lsn, data: &[u8]) {
+    let size = SegmentHeader::parse(data).map_or(SegmentSize::DEFAULT, |header| header.size);
+    let name = SegmentName::holding(TimelineId::FIRST, start, size);
+    for mut check in [SegmentCheck::new(name, data.len() as u64), SegmentCheck::partial(name, data.len() as u64)] {
+        let mut fed = Ok(());
+        for piece in data.chunks(5_000) {
+            fed = fed.and_then(|()| check.feed(piece));
+        }
+        let _ = fed.and_then(|()| check.finish());
+    }
+}
+
+/// Everything that looks at records.
+fn look(records: &[Record], bytes: &[u8]) {
+    let Some(first) = records.first() else { return };
+    let mut inspector = Inspector::new(first.start, SegmentSize::DEFAULT, true);
+    inspector.feed(bytes);
+    let _ = inspector.finish();
+    let middle = &records[records.len() / 2];
+    let rules = [
+        StopRule::Latest,
+        StopRule::Lsn { lsn: middle.start, inclusive: false },
+        StopRule::Xid { xid: middle.xid.into(), inclusive: true },
+        StopRule::Name { name: String::new(), inclusive: true },
+    ];
+    for rule in rules {
+        let mut finder = StopFinder::new(rule, first.start);
+        records.iter().for_each(|record| finder.show(record));
+        let _ = finder.finish();
+    }
+}
+
+fn summarize(mut summarizer: Summarizer, segment: &[u8]) -> Summary {
+    segment.chunks(100_003).for_each(|piece| summarizer.feed(piece));
+    summarizer.finish()
+}
+
+fn through_json(summary: &Summary, limit: usize) -> Summary {
+    let json = serde_json::to_string(summary).expect("a summary can be written as JSON");
+    assert!(json.len() <= limit, "{} bytes", json.len());
+    let read: Summary = serde_json::from_str(&json).expect("and read");
+    assert_eq!(&read, summary);
+    read
+}
+
+/// The summaries of all segments say what the records say, up to where one of them breaks off.
+fn compare(summaries: &[Summary], records: &[Record]) {
+    let mut records = records.iter().peekable();
+    for (number, summary) in summaries.iter().enumerate() {
+        let limit = Lsn(START + ((number + 1) * SEGMENT) as u64);
+        let mut own = Vec::new();
+        while let Some(record) = records.next_if(|record| record.start < limit) {
+            own.push(record);
+        }
+        // Where a segment is read for itself nothing proves its link to the one before: damage there is seen later.
+        let is_unknown = summary.tail.as_ref().is_some_and(|tail| tail.unknown);
+        if records.peek().is_none() || is_unknown {
+            return;
+        }
+        let count = |is: fn(&Fact) -> bool| own.iter().filter(|record| is(&record.fact)).count() as u64;
+        assert_eq!(summary.commits, count(|fact| matches!(fact, Fact::Commit(_))), "commits");
+        assert_eq!(summary.aborts, count(|fact| matches!(fact, Fact::Abort(_))), "aborts");
+        assert_eq!(summary.first, own.first().map(|record| record.start));
+    }
+}
