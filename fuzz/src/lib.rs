@@ -7,9 +7,10 @@ pub mod writer;
 use walden::{
     postgres::{Lsn, SegmentName, SegmentSize, TimelineId, Version},
     repository::wal_object::WalHead,
-    seal::{self, HEAD_LIMIT, Head, SeekTable},
+    seal::{self, Head, SeekTable},
     wal::{
-        End, Fact, Inspector, Reader, Record, SegmentCheck, SegmentHeader, StopFinder, StopRule, Summarizer, Summary,
+        End, Fact, Inspector, Joined, Reader, Record, SegmentCheck, SegmentHeader, StopFinder, StopRule, Summarizer,
+        Summary,
     },
 };
 
@@ -52,14 +53,11 @@ pub fn summary(data: &[u8]) {
     let (mut cut, mut whole) = (Vec::new(), Vec::new());
     for (number, segment) in bytes.chunks(SEGMENT).enumerate() {
         let start = Lsn(START + (number * SEGMENT) as u64);
-        cut.push(through_json(&summarize(Summarizer::new(start), segment), HEAD_LIMIT));
+        cut.push(through_json(&summarize(Summarizer::new(start), segment), Summary::LONGEST));
         whole.push(through_json(&summarize(Summarizer::whole(start), segment), usize::MAX));
     }
     for summaries in [&mut cut, &mut whole] {
-        for at in 1..summaries.len() {
-            let (before, after) = summaries.split_at_mut(at);
-            before[at - 1].join(&mut after[0], version);
-        }
+        join(summaries, version);
         for summary in summaries.iter() {
             let _ = through_json(summary, usize::MAX);
         }
@@ -152,6 +150,16 @@ fn look(records: &[Record], bytes: &[u8]) {
 fn summarize(mut summarizer: Summarizer, segment: &[u8]) -> Summary {
     segment.chunks(100_003).for_each(|piece| summarizer.feed(piece));
     summarizer.finish()
+}
+
+/// As the segments of a path are joined: a record may go on through several.
+fn join(summaries: &mut [Summary], version: Version) {
+    let mut rest = summaries;
+    while let Some((first, next)) = rest.split_first_mut() {
+        let mut following = next.iter_mut();
+        while following.next().is_some_and(|next| first.join(next, version) == Joined::GoesOn) {}
+        rest = next;
+    }
 }
 
 fn through_json(summary: &Summary, limit: usize) -> Summary {
