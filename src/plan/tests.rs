@@ -31,8 +31,8 @@ fn fact() -> impl Strategy<Value = Fact> {
     let number = |n: u64| (n << 32) + 20;
     prop_oneof![
         12 => Just(Fact::Other),
-        6 => end.clone().prop_map(Fact::Commit),
-        3 => end.prop_map(Fact::Abort),
+        6 => end.clone().prop_map(|end| Fact::Commit(end.into())),
+        3 => end.prop_map(|end| Fact::Abort(end.into())),
         2 => (3..12_u32).prop_map(|xid| Fact::Prepare(Prepared { xid, gid: format!("p{xid}"), time: at(1) })),
         2 => (0..3_u8).prop_map(|n| Fact::RestorePoint { name: format!("r{n}"), time: at(2) }),
         1 => (0..3_u64).prop_map(move |epoch| Fact::Checkpoint(checkpoint(number(epoch)))),

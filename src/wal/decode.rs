@@ -253,8 +253,8 @@ fn parameters(mut fields: Fields<'_>) -> Option<Parameters> {
 fn xact(header: &RecordHeader, fields: Fields<'_>, version: Version) -> Option<Fact> {
     let op = header.info & 0x70;
     Some(match op {
-        0x00 | 0x30 => Fact::Commit(transaction_end(header, fields, version)?),
-        0x20 | 0x40 => Fact::Abort(transaction_end(header, fields, version)?),
+        0x00 | 0x30 => Fact::Commit(Box::new(transaction_end(header, fields, version)?)),
+        0x20 | 0x40 => Fact::Abort(Box::new(transaction_end(header, fields, version)?)),
         0x10 => Fact::Prepare(prepared(fields, version)?),
         _ => Fact::Other,
     })

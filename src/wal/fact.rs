@@ -16,9 +16,9 @@ use crate::{
 #[serde(tag = "what", rename_all = "kebab-case")]
 pub enum Fact {
     /// A transaction committed.
-    Commit(TransactionEnd),
+    Commit(Box<TransactionEnd>),
     /// A transaction was rolled back.
-    Abort(TransactionEnd),
+    Abort(Box<TransactionEnd>),
     /// A transaction was prepared for two-phase commit.
     Prepare(Prepared),
     /// `pg_create_restore_point()` was called.

@@ -2,7 +2,7 @@
 //! its link to the record before are proven, across pages and segments. Memory stays small whatever the record:
 //! of those that tell no fact only the CRC is computed.
 
-use std::collections::VecDeque;
+use std::borrow::Cow;
 
 use super::{
     Fact, Record, SegmentHeader,
@@ -55,7 +55,6 @@ pub struct Reader {
     last: Option<Lsn>,
     /// Where the next record starts, or the page in front of it.
     next: Lsn,
-    found: VecDeque<Record>,
     end: Option<End>,
     /// How many bytes of `leading` are kept.
     keeps: usize,
@@ -84,7 +83,7 @@ enum State {
     /// The next record begins with the next page.
     Between,
     /// In the middle of a record.
-    Within(Unfinished),
+    Within(Box<Unfinished>),
     /// After a switch record: the next record begins with the next segment.
     Switched,
 }
@@ -116,7 +115,6 @@ impl Reader {
             state: State::Seeking,
             last: None,
             next: start,
-            found: VecDeque::new(),
             end: None,
             keeps: 0,
             leading: None,
@@ -131,7 +129,7 @@ impl Reader {
     /// The records that end in `bytes`, which follow those of the call before. Chunks may have any size.
     /// The iterator must be run to its end, or the reader be given up.
     pub fn read<'a>(&'a mut self, bytes: &'a [u8]) -> Records<'a> {
-        Records { reader: self, bytes }
+        Records { reader: self, bytes, page: Page::default() }
     }
 
     /// The header of the segment that is being read, once its first 40 bytes were fed.
@@ -180,65 +178,60 @@ impl Reader {
         matches!(self.state, State::Switched)
     }
 
-    /// Takes one page, or what there is of one, from `bytes`. False when nothing more can come of them.
-    fn advance(&mut self, bytes: &mut &[u8]) -> bool {
-        if self.end.is_some() {
-            return false;
-        }
-        let wanted = self.segment.map_or(LONG_HEADER, |segment| segment.block_size as usize);
-        if self.gathered.is_empty() && self.segment.is_some() && bytes.len() >= wanted {
-            let (page, rest) = bytes.split_at(wanted);
+    /// Takes the next page out of `bytes`; what there is of it is kept when it is not whole. None when nothing more can
+    /// come of them.
+    fn turn<'a>(&mut self, bytes: &mut &'a [u8]) -> Option<Page<'a>> {
+        loop {
+            if self.end.is_some() {
+                return None;
+            }
+            let wanted = self.segment.map_or(LONG_HEADER, |segment| segment.block_size as usize);
+            let address = self.position;
+            if self.gathered.is_empty() && self.segment.is_some() && bytes.len() >= wanted {
+                let (page, rest) = bytes.split_at(wanted);
+                *bytes = rest;
+                self.position = address + wanted as u64;
+                return Some(Page { bytes: page.into(), address, offset: wanted });
+            }
+            let (more, rest) = bytes.split_at(bytes.len().min(wanted - self.gathered.len()));
+            self.gathered.extend_from_slice(more);
             *bytes = rest;
-            self.page(page);
-            return true;
-        }
-        let (more, rest) = bytes.split_at(bytes.len().min(wanted - self.gathered.len()));
-        self.gathered.extend_from_slice(more);
-        *bytes = rest;
-        if self.gathered.len() < wanted {
-            return false;
-        }
-        if self.segment.is_none() {
+            if self.gathered.len() < wanted {
+                return None;
+            }
+            if self.segment.is_some() {
+                self.position = address + wanted as u64;
+                return Some(Page { bytes: std::mem::take(&mut self.gathered).into(), address, offset: wanted });
+            }
             // The first page: its header tells how long it is.
             match SegmentHeader::parse(&self.gathered) {
                 Ok(header) => self.segment = Some(header),
-                Err(error) => self.garbage(self.position, error),
+                Err(error) => self.garbage(address, error),
             }
-        } else {
-            let page = std::mem::take(&mut self.gathered);
-            self.page(&page);
-            self.gathered = page;
-            self.gathered.clear();
         }
-        true
     }
 
     fn garbage(&mut self, at: Lsn, why: impl ToString) {
         self.end = Some(End::Garbage { at, why: why.to_string() });
     }
 
-    /// Reads one whole page.
-    fn page(&mut self, page: &[u8]) {
-        let address = self.position;
-        self.position = address + page.len() as u64;
-        let Some(segment) = self.segment else { return };
-        let first = segment.size.offset_of(address) == 0;
+    /// Judges a page, and goes to where records start on it. The record that was open, when it ends here.
+    fn enter(&mut self, page: &mut Page<'_>) -> Option<Record> {
+        let segment = self.segment?;
+        let first = segment.size.offset_of(page.address) == 0;
         if matches!(self.state, State::Switched) && !first {
-            return;
+            return None;
         }
-        if page.iter().take(LONG_HEADER).all(|byte| *byte == 0) && !matches!(self.state, State::Within(_)) {
+        if page.bytes.iter().take(LONG_HEADER).all(|byte| *byte == 0) && !matches!(self.state, State::Within(_)) {
             self.end = Some(End::Zeros { at: self.next });
-            return;
+            return None;
         }
-        match self.header(page, address, first) {
-            Ok(header) => {
-                if let Some(offset) = self.resume(page, &header) {
-                    self.records(page, address, offset);
-                }
-            }
+        match self.header(&page.bytes, page.address, first) {
+            Ok(header) => self.resume(page, &header),
             Err(why) => {
                 let at = self.open();
                 self.garbage(at, why);
+                None
             }
         }
     }
@@ -275,36 +268,35 @@ impl Reader {
         Ok(header)
     }
 
-    /// Finishes what was open when the page began. Where the next record starts on it, if one does.
-    fn resume(&mut self, page: &[u8], header: &PageHeader) -> Option<usize> {
+    /// Finishes what was open when the page began: goes to where the next record starts on it, if one does.
+    fn resume(&mut self, page: &mut Page<'_>, header: &PageHeader) -> Option<Record> {
         let data = header.data_offset();
         let continued = header.is_continued();
         match std::mem::replace(&mut self.state, State::Between) {
             State::Seeking => {
                 let offset = if continued { data + align(header.remaining as usize) } else { data };
                 if continued && self.keeps > 0 {
-                    self.lead(page, header);
+                    self.lead(&page.bytes, header);
                 }
-                if offset >= page.len() {
+                if offset >= page.bytes.len() {
                     self.state = State::Seeking;
-                    return None;
+                } else {
+                    self.next = header.address + if continued { offset as u64 } else { 0 };
+                    page.offset = offset;
                 }
-                self.next = header.address + if continued { offset as u64 } else { 0 };
-                Some(offset)
             }
             State::Between | State::Switched if continued => {
                 self.garbage(self.next, format!("the WAL page at {} continues no record", header.address));
-                None
             }
-            State::Between | State::Switched => Some(data),
+            State::Between | State::Switched => page.offset = data,
             // The server crashed, and gave that record up when it came back.
-            State::Within(_) if header.is_overwritten() => Some(data),
+            State::Within(_) if header.is_overwritten() => page.offset = data,
             State::Within(record) if !continued || header.remaining != record.length - record.read => {
                 self.garbage(record.start, format!("the WAL page at {} does not continue it", header.address));
-                None
             }
-            State::Within(record) => self.go_on(record, page, header.address, data),
+            State::Within(record) => return self.go_on(record, page, data),
         }
+        None
     }
 
     /// Takes what this page has of the record that began before the first one.
@@ -324,10 +316,10 @@ impl Reader {
     }
 
     /// Reads on in a record whose next bytes are at `data`.
-    fn go_on(&mut self, mut record: Unfinished, page: &[u8], address: Lsn, data: usize) -> Option<usize> {
+    fn go_on(&mut self, mut record: Box<Unfinished>, page: &mut Page<'_>, data: usize) -> Option<Record> {
         let left = (record.length - record.read) as usize;
-        let here = left.min(page.len() - data);
-        if let Err(why) = record.add(&page[data..data + here], self.last) {
+        let here = left.min(page.bytes.len() - data);
+        if let Err(why) = record.add(&page.bytes[data..data + here], self.last) {
             self.garbage(record.start, why);
             return None;
         }
@@ -335,76 +327,79 @@ impl Reader {
             self.state = State::Within(record);
             return None;
         }
-        let offset = data + align(here);
+        page.offset = data + align(here);
         let header = record.parsed?;
-        self.whole(record.start, address + offset as u64, &header, record.crc, &record.body).then_some(offset)
+        let whole = self.whole(record.start, page.next(), &header, record.crc, &record.body);
+        self.leave_if_switched(page);
+        whole
     }
 
-    /// Reads the records that start on this page from `offset` on.
-    fn records(&mut self, page: &[u8], address: Lsn, mut offset: usize) {
-        while let Some((length, rest)) = page.get(offset..).and_then(|rest| Some((rest.first_chunk()?, rest))) {
-            let start = address + offset as u64;
-            let length = u32::from_le_bytes(*length);
-            if length == 0 {
-                self.end = Some(End::Zeros { at: self.next });
-                return;
-            }
-            if (length as usize) < HEADER || length > record::LONGEST {
-                return self.garbage(start, format!("a record cannot have {length} bytes"));
-            }
-            let Some(body) = rest.get(HEADER..length as usize) else {
-                let mut record = Unfinished::new(start, length);
-                match record.add(rest, self.last) {
-                    Ok(()) => self.state = State::Within(record),
-                    Err(why) => self.garbage(start, why),
-                }
-                return;
-            };
-            let Some(header) = rest.first_chunk().and_then(RecordHeader::parse) else { return };
-            if let Some(why) = header.fault(start, self.last) {
-                return self.garbage(start, why);
-            }
-            offset += align(length as usize);
-            let crc = crc32c::crc32c_append(crc32c::crc32c(body), &rest[..HEADER - 4]);
-            if !self.whole(start, address + offset as u64, &header, crc, body) {
-                return;
+    #[inline(always)]
+    /// The next record that starts on the page. None when no more of them are whole there.
+    fn record(&mut self, page: &mut Page<'_>) -> Option<Record> {
+        let rest = page.bytes.get(page.offset..)?;
+        let length = u32::from_le_bytes(*rest.first_chunk()?);
+        let start = page.next();
+        let Some((head, body)) = rest.get(..length as usize).and_then(<[u8]>::split_first_chunk) else {
+            self.partly(start, length, rest);
+            return None;
+        };
+        let header = RecordHeader::parse(head)?;
+        if let Some(why) = header.fault(start, self.last) {
+            self.garbage(start, why);
+            return None;
+        }
+        page.offset += align(length as usize);
+        let crc = crc32c::crc32c_append(crc32c::crc32c(body), &head[..HEADER - 4]);
+        let whole = self.whole(start, page.next(), &header, crc, body);
+        self.leave_if_switched(page);
+        whole
+    }
+
+    /// Of what starts here, `rest` is all that the page has: no record, or one that goes on.
+    fn partly(&mut self, start: Lsn, length: u32, rest: &[u8]) {
+        if length == 0 {
+            self.end = Some(End::Zeros { at: self.next });
+        } else if (length as usize) < HEADER || length > record::LONGEST {
+            self.garbage(start, format!("a record cannot have {length} bytes"));
+        } else {
+            let mut record = Box::new(Unfinished::new(start, length));
+            match record.add(rest, self.last) {
+                Ok(()) => self.state = State::Within(record),
+                Err(why) => self.garbage(start, why),
             }
         }
     }
 
-    /// Hands out a record of which all bytes were read. False when nothing after it is to be read on this page.
-    fn whole(&mut self, start: Lsn, end: Lsn, header: &RecordHeader, crc: u32, body: &[u8]) -> bool {
+    /// A record of which all bytes were read.
+    #[inline(always)]
+    fn whole(&mut self, start: Lsn, end: Lsn, header: &RecordHeader, crc: u32, body: &[u8]) -> Option<Record> {
         if crc != header.crc {
             self.garbage(start, "the record's CRC is wrong");
-            return false;
+            return None;
         }
         let Some(fact) = self.fact(header, body) else {
             self.garbage(start, "the record's CRC is right, but it is not laid out as its version does");
-            return false;
+            return None;
         };
-        let switched = fact == Fact::Switch;
-        let end = match self.segment {
-            Some(segment) if switched => Lsn(end.0.next_multiple_of(segment.size.bytes())),
-            _ => end,
-        };
-        if switched {
-            self.state = State::Switched;
-        }
         self.last = Some(start);
         self.next = end;
-        self.found.push_back(Record {
-            start,
-            end,
-            prev: header.prev,
-            xid: header.xid,
-            rmid: header.rmid,
-            info: header.info,
-            length: header.length,
-            fact,
-        });
-        !switched
+        if let (Fact::Switch, Some(segment)) = (&fact, self.segment) {
+            self.next = Lsn(end.0.next_multiple_of(segment.size.bytes()));
+            self.state = State::Switched;
+        }
+        let RecordHeader { prev, xid, rmid, info, length, .. } = *header;
+        Some(Record { start, end: self.next, prev, xid, rmid, info, length, fact })
     }
 
+    /// Nothing after a switch is to be read on its page.
+    fn leave_if_switched(&self, page: &mut Page<'_>) {
+        if matches!(self.state, State::Switched) {
+            page.offset = page.bytes.len();
+        }
+    }
+
+    #[inline(always)]
     fn fact(&self, header: &RecordHeader, body: &[u8]) -> Option<Fact> {
         decode(header, body, self.segment?.version)
     }
@@ -444,23 +439,42 @@ impl Unfinished {
     }
 }
 
+/// A page that is being read.
+#[derive(Debug, Default)]
+struct Page<'a> {
+    bytes: Cow<'a, [u8]>,
+    address: Lsn,
+    /// How far it was read.
+    offset: usize,
+}
+
+impl Page<'_> {
+    /// The address of the byte that comes next.
+    fn next(&self) -> Lsn {
+        self.address + self.offset as u64
+    }
+}
+
 /// The records in the bytes that [`Reader::read`] was given.
 #[derive(Debug)]
 pub struct Records<'a> {
     reader: &'a mut Reader,
     bytes: &'a [u8],
+    page: Page<'a>,
 }
 
 impl Iterator for Records<'_> {
     type Item = Record;
 
+    #[inline]
     fn next(&mut self) -> Option<Record> {
         loop {
-            if let Some(record) = self.reader.found.pop_front() {
+            if let Some(record) = self.reader.record(&mut self.page) {
                 return Some(record);
             }
-            if !self.reader.advance(&mut self.bytes) {
-                return None;
+            self.page = self.reader.turn(&mut self.bytes)?;
+            if let Some(record) = self.reader.enter(&mut self.page) {
+                return Some(record);
             }
         }
     }

@@ -323,17 +323,17 @@ mod tests {
     /// The clock is set back between 30 and 40, and an abort is the last to be late.
     fn log() -> Vec<Record> {
         vec![
-            record(8, Fact::Commit(end(1, 1, &[], false))),
+            record(8, Fact::Commit(end(1, 1, &[], false).into())),
             record(16, Fact::Prepare(Prepared { xid: 2, gid: "two".into(), time: at(50) })),
             record(24, Fact::RestorePoint { name: "r".into(), time: at(60) }),
-            record(32, Fact::Commit(end(3, 30, &[31, 32], false))),
+            record(32, Fact::Commit(end(3, 30, &[31, 32], false).into())),
             record(40, Fact::Other),
-            record(48, Fact::Commit(end(4, 20, &[], false))),
+            record(48, Fact::Commit(end(4, 20, &[], false).into())),
             record(56, Fact::RestorePoint { name: "r".into(), time: at(60) }),
-            record(64, Fact::Abort(end(5, 40, &[], false))),
-            record(72, Fact::Commit(end(2, 41, &[], true))),
+            record(64, Fact::Abort(end(5, 40, &[], false).into())),
+            record(72, Fact::Commit(end(2, 41, &[], true).into())),
             record(80, checkpoint((1 << 32) + 9)),
-            record(88, Fact::Commit(end(3, 42, &[], false))),
+            record(88, Fact::Commit(end(3, 42, &[], false).into())),
         ]
     }
 

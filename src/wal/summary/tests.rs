@@ -273,8 +273,8 @@ fn end() -> impl Strategy<Value = TransactionEnd> {
 fn fact() -> impl Strategy<Value = Fact> {
     let time = || any::<u32>().prop_map(|s| DateTime::from_timestamp(s.into(), 123_456_000).unwrap());
     prop_oneof![
-        end().prop_map(Fact::Commit),
-        end().prop_map(Fact::Abort),
+        end().prop_map(|end| Fact::Commit(end.into())),
+        end().prop_map(|end| Fact::Abort(end.into())),
         (any::<u32>(), text(), time()).prop_map(|(xid, gid, time)| Fact::Prepare(Prepared { xid, gid, time })),
         (text(), time()).prop_map(|(name, time)| Fact::RestorePoint { name, time }),
         (any::<u32>(), text()).prop_map(|(oid, path)| Fact::TablespaceCreate { oid, path }),
@@ -367,11 +367,11 @@ fn what_matters_most_is_kept() {
     for n in 0..9_000 {
         let gid = format!("transaction {n}");
         tell(3 * n, Fact::Prepare(Prepared { xid: 7, gid, time: DateTime::UNIX_EPOCH }));
-        tell(3 * n + 1, Fact::Commit(subtransactions()));
+        tell(3 * n + 1, Fact::Commit(subtransactions().into()));
         tell(3 * n + 2, Fact::FileCreate { file });
     }
     tell(27_000, Fact::RestorePoint { name: "r".into(), time: DateTime::UNIX_EPOCH });
-    tell(27_001, Fact::Commit(TransactionEnd { removed: vec![file], ..subtransactions() }));
+    tell(27_001, Fact::Commit(TransactionEnd { removed: vec![file], ..subtransactions() }.into()));
     let timeline = TimelineId::new(3).unwrap();
     tell(27_002, Fact::EndOfRecovery { time: DateTime::UNIX_EPOCH, timeline, previous: timeline, wal_level: None });
     let summary = summarizer.finish();
@@ -389,8 +389,8 @@ fn a_loop_of_subtransactions_takes_no_room() {
         subtransactions: (8..5_000).chain([6_000, 6_001, 7_000]).collect(),
         ..TransactionEnd::new(7, DateTime::UNIX_EPOCH)
     };
-    let json = serde_json::to_string(&Fact::Commit(end.clone())).unwrap();
+    let json = serde_json::to_string(&Fact::Commit(end.clone().into())).unwrap();
     assert!(json.contains("[[8,4999],6000,6001,7000]"), "{json}");
-    assert_eq!(serde_json::from_str::<Fact>(&json).unwrap(), Fact::Commit(end));
+    assert_eq!(serde_json::from_str::<Fact>(&json).unwrap(), Fact::Commit(end.into()));
     assert!(serde_json::from_str::<Fact>(&json.replace("4999", "4294967295")).is_err());
 }
