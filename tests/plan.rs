@@ -3,10 +3,11 @@
 
 use std::{fs, path::PathBuf};
 
+use walden::postgres::Lsn;
 use walden_testkit::{
     postgres::{Cluster, Stop, any, for_each_version},
     protected::{Place, Protected},
-    run::Ran,
+    run::{Ran, run},
 };
 
 fn plan(p: &Protected, arguments: &[&str]) -> serde_json::Value {
@@ -48,12 +49,22 @@ fn what_lies_outside_the_archive_is_said_with_what_can_be_reached() {
     let _ = p.backup();
     p.cluster.psql("insert into t values (2)");
     let _ = p.archive();
+    let latest = plan(&p, &["--to", "latest"]);
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let (earliest, opened) = (text(&latest["backup"]["stop_lsn"]), text(&latest["backup"]["stopped"]));
+    let opened = format!("{} UTC", opened[..19].replace('T', " "));
     // PostgreSQL itself gives later data than was asked for, without a word.
-    refused(&p, &before, &["lies before the first usable backup", "earliest instant"]);
-    refused(&p, "0/1000028", &["earliest instant"]);
+    let too_early = ["lies before the first usable backup", "earliest instant", &earliest, &opened];
+    refused(&p, &before, &too_early);
+    refused(&p, "0/1000028", &too_early);
     // PostgreSQL itself says so after all of the replay.
     let after = now(&p);
-    refused(&p, &after, &["after everything in the archive", "the last commit before that", "--to latest"]);
+    let xid = latest["last_commit"]["xid"].to_string();
+    let too_late = ["after everything in the archive", "the last commit before that", &xid, " ago", "--to latest"];
+    refused(&p, &after, &too_late);
+    assert!(latest["behind_seconds"].as_f64().unwrap() >= 0.0, "{latest}");
+    let shown = p.walden(["plan", "--to", "latest"]);
+    assert!(shown.ok().contains("a crash of the server now would lose what came after it"), "{shown}");
     refused(&p, "xid:99999999", &["did not end within the archive"]);
     refused(&p, "name:nothing", &["no restore point \"nothing\""]);
     refused(&p, "F/0", &["after the end of the archive"]);
@@ -67,6 +78,7 @@ fn a_gap_is_named_with_the_instants_on_both_sides() {
     p.cluster.psql("create table t (n int)");
     let _ = p.backup();
     p.cluster.psql("insert into t values (1)");
+    let old = p.cluster.psql("select xmin from t where n = 1");
     let _ = p.archive();
     p.cluster.psql("insert into t values (2)");
     let inside = now(&p);
@@ -77,7 +89,11 @@ fn a_gap_is_named_with_the_instants_on_both_sides() {
     let _ = p.archive();
     let whole = plan(&p, &["--to", &inside]);
     fs::remove_file(object(&p, &lost)).unwrap();
-    refused(&p, &inside, &["lies in a gap", &lost, "before the gap", "after it"]);
+    let backup = plan(&p, &["--to", "latest"])["backup"].clone();
+    let behind = format!("--to {}", backup["stop_lsn"].as_str().unwrap());
+    refused(&p, &inside, &["lies in a gap", &lost, "before the gap", "after it", &old, " ago", &behind, " UTC)"]);
+    // What happened before the gap is found there.
+    assert_eq!(plan(&p, &["--to", &format!("xid:{old}")])["last_commit"]["xid"].to_string(), old);
     // On both sides of it recovery goes on working.
     assert_ne!(plan(&p, &["--to", "latest"])["backup"]["id"], whole["backup"]["id"]);
     let first = whole["backup"]["id"].as_str().unwrap();
@@ -88,6 +104,118 @@ fn a_gap_is_named_with_the_instants_on_both_sides() {
     fs::write(object(&p, &last), &bytes[..bytes.len() - 100]).unwrap();
     p.walden(["plan", "--to", "latest"]).expect_code(6);
     fs::write(object(&p, &last), bytes).unwrap();
+}
+
+/// Commits as pg_waldump tells them, from there on: where each is recorded, and its transaction.
+fn commits(p: &Protected, start: &str) -> Vec<(Lsn, u32)> {
+    let mut waldump = p.cluster.pg("pg_waldump");
+    waldump.arg("-p").arg(p.cluster.pgdata().join("pg_wal")).args(["-t", "1", "-r", "Transaction", "-s", start]);
+    // It ends with an error where the log ends.
+    let said = run(&mut waldump).stdout;
+    let commit = |line: &str| {
+        let field = |from: &str| line.split_once(from)?.1.split_once(',').map(|(value, _)| value.trim().to_owned());
+        line.contains("desc: COMMIT ").then_some(())?;
+        Some((field("lsn: ")?.parse().ok()?, field("tx: ")?.parse().ok()?))
+    };
+    said.lines().filter_map(commit).collect()
+}
+
+#[test]
+fn a_plan_names_the_last_that_is_in_and_the_first_that_is_out() {
+    for_each_version(|installation| {
+        let p = Protected::new(installation, Place::Directory, |b| b.setting("max_prepared_transactions", 5));
+        p.cluster.psql("create table t (n int)");
+        let _ = p.backup();
+        let mut asked = Vec::new();
+        for n in 0..6 {
+            p.cluster.psql(&format!("insert into t values ({n})"));
+            asked.push(now(&p));
+            p.cluster.psql("begin; insert into t values (100); rollback");
+            if n % 2 == 0 {
+                let _ = p.archive();
+            }
+        }
+        let _ = p.archive();
+        let start = plan(&p, &["--to", "latest"])["backup"]["start_lsn"].as_str().unwrap().to_owned();
+        let commits = commits(&p, &start);
+        assert!(commits.len() >= 6, "{commits:?}");
+        asked.extend(commits.iter().skip(2).flat_map(|(lsn, xid)| {
+            [format!("{lsn}"), format!("before:{lsn}"), format!("xid:{xid}"), format!("before:xid:{xid}")]
+        }));
+        for target in asked {
+            let plan = plan(&p, &["--to", &target]);
+            let stop: Lsn = plan["stop"]["lsn"].as_str().unwrap().parse().unwrap();
+            let inclusive = plan["stop"]["inclusive"].as_bool().unwrap();
+            let is_in = |lsn: Lsn| lsn < stop || (inclusive && lsn == stop);
+            let last = commits.iter().rfind(|(lsn, _)| is_in(*lsn)).map(|(_, xid)| *xid);
+            let first = commits.iter().find(|(lsn, _)| !is_in(*lsn)).map(|(_, xid)| *xid);
+            let (planned_last, planned_first) = (&plan["last_commit"]["xid"], &plan["first_left_out"]["xid"]);
+            let what = format!("PostgreSQL {}, {target}: {plan}", installation.major);
+            assert_eq!(planned_last.as_u64().map(|x| x as u32), last, "{what}");
+            // Where recovery stops before a transaction that was rolled back, that one is named.
+            if plan["first_left_out"]["aborted"] != true {
+                assert_eq!(planned_first.as_u64().map(|x| x as u32), first, "{what}");
+            }
+        }
+    });
+}
+
+#[test]
+fn only_the_segments_that_decide_are_read() {
+    let p = Protected::new(any(), Place::Directory, |b| b);
+    p.cluster.psql("create table t (n int)");
+    let _ = p.backup();
+    let (mut segments, mut times) = (Vec::new(), Vec::new());
+    for n in 0..8 {
+        p.cluster.psql(&format!("insert into t select {n} from generate_series(1, 1000)"));
+        times.push(now(&p));
+        p.cluster.psql("insert into t values (0)");
+        segments.push(p.archive());
+    }
+    let to = ["--to", times[4].as_str()];
+    let mut whole = plan(&p, &to);
+    assert_eq!(whole["last_segment"], segments[4].as_str());
+    // Their contents are lost, their heads are not: whoever reads their records fails.
+    let first = whole["first_segment"].as_str().unwrap().to_owned();
+    for segment in segments.iter().filter(|s| **s != segments[4] && **s != first) {
+        let mut bytes = fs::read(object(&p, segment)).unwrap();
+        let end = bytes.len();
+        bytes[end - 500..].fill(0xFF);
+        fs::write(object(&p, segment), bytes).unwrap();
+    }
+    let mut again = plan(&p, &to);
+    (whole["planned"], again["planned"]) = (().into(), ().into());
+    assert_eq!(again, whole);
+}
+
+#[test]
+fn settings_that_were_raised_after_the_backup_are_planned() {
+    let mut p = Protected::new(any(), Place::Directory, |b| b);
+    p.cluster.psql("create table t (n int)");
+    let _ = p.backup();
+    p.cluster.psql("insert into t values (1)");
+    let early = now(&p);
+    p.cluster.psql("insert into t values (2)");
+    let before = p.cluster.psql("show max_connections").parse::<u32>().unwrap();
+    p.cluster.psql(&format!("alter system set max_connections = {}", before + 50));
+    p.cluster.stop(Stop::Fast);
+    p.cluster.start();
+    p.cluster.psql("insert into t values (3)");
+    let _ = p.archive();
+    let plan_early = plan(&p, &["--to", &early]);
+    assert_eq!(
+        (&plan_early["required"]["max_connections"], &plan_early["raised"]),
+        (&before.into(), &Vec::<u32>::new().into())
+    );
+    let late = plan(&p, &["--to", "latest"]);
+    assert_eq!(late["required"]["max_connections"], before + 50);
+    let raised = &late["raised"][0];
+    assert_eq!(
+        (&raised["setting"], &raised["from"], &raised["to"]),
+        (&"max_connections".into(), &before.into(), &(before + 50).into())
+    );
+    let shown = p.walden(["plan", "--to", "latest"]);
+    assert!(shown.ok().contains(&format!("max_connections {} (raised from {before} at ", before + 50)), "{shown}");
 }
 
 #[test]
@@ -124,14 +252,14 @@ fn a_second_recovery_takes_the_rows_of_the_right_branch() {
         assert!(!object_of(&p, &copy, &held).exists(), "a copy archives before it was adopted");
         let mut adopt = p.scene.walden();
         adopt.arg("--config").arg(&config).args(["adopt", "--pgdata", pgdata.to_str().unwrap()]);
-        walden_testkit::run::run(&mut adopt).expect_code(0);
+        run(&mut adopt).expect_code(0);
         copy.psql("insert into t values (200)");
         let name = copy.switch_wal();
         copy.wait_archived(&name);
         copy.stop(Stop::Fast);
         // Both branches hold something at that time and later: a person chooses.
         p.cluster.start();
-        refused(&p, &at_second, &["several timelines"]);
+        refused(&p, &at_second, &["several timelines", "timeline 1 at ", "timeline 2 at ", "committed ", "--timeline"]);
         let on_first = restore(&p, "first", &["--to", &at_first, "--timeline", "1"]);
         let on_third = restore(&p, "third", &["--to", &format!("xid:{third}"), "--timeline", "1"]);
         let on_second = restore(&p, "second", &["--to", "latest"]);
