@@ -12,6 +12,7 @@ mod config;
 mod context;
 mod demo;
 pub mod exit;
+mod find;
 mod init;
 mod list;
 mod man;
@@ -122,6 +123,8 @@ enum Command {
     Backup(backup::Args),
     /// The backups there are
     List(list::Args),
+    /// Search the archived WAL: what was dropped or deleted when, and the --to that stops just before it
+    Find(find::Args),
     /// Show how a target would be reached; nothing is touched
     Plan(plan::Args),
     /// Recover the cluster, as it was at any instant, into a directory
@@ -146,6 +149,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<End> {
         Command::Check(args) => check::run(&args, context).await,
         Command::Backup(args) => backup::run(&args, context).await,
         Command::List(args) => list::run(&args, context).await,
+        Command::Find(args) => find::run(&args, context).await,
         Command::Plan(args) => plan::run(&args, context).await,
         Command::Restore(args) => restore::run(&args, context).await,
         Command::Adopt(args) => adopt::run(&args, context).await,

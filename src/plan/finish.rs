@@ -102,7 +102,12 @@ impl Planner<'_> {
                 seen.prepared.len()
             ));
         }
-        if let (Point::Xid(xid), true) = (&target.point, target.before) {
+        let under_way = match &target.point {
+            Point::Xid(xid) if target.before => Some(xid.to_string()),
+            Point::Drop(_) => seen.first_left_out.as_ref().and_then(|m| m.xid).map(|xid| xid.to_string()),
+            _ => None,
+        };
+        if let Some(xid) = under_way {
             warnings.push(format!(
                 "at the stop transaction {xid} is still under way: a table that it dropped, truncated or altered is locked, and can be read only after promotion (--then promote)"
             ));

@@ -5,6 +5,7 @@
 //! hour that there was no such thing.
 
 mod drops;
+mod find;
 mod finish;
 mod name;
 mod path;
@@ -17,6 +18,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 
+pub use find::{Edge, FindKind, FindReport, FindRequest, Finding, NamedDatabase, NamedRelation, find};
 pub use name::TableName;
 pub use path::reach;
 pub use resolve::{PlanRequest, Watch, plan};

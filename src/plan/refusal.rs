@@ -123,7 +123,11 @@ impl Planner<'_> {
             Point::DropDatabase(name) => format!("no drop of the database {name} is in the archive"),
             _ => format!("{target} is after the end of the archive ({})", reach.end),
         };
-        Error::not_found(format!("{missing}; {last_commit}"))
+        let refused = Error::not_found(format!("{missing}; {last_commit}"));
+        if let Point::Drop(_) | Point::DropDatabase(_) = &target.point {
+            return refused.hint("what was dropped, and when: walden find --kind drop,truncate,drop-database");
+        }
+        refused
             .hint("everything there is: --to latest; if the server still runs: select pg_switch_wal(), and plan again")
     }
 

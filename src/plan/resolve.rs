@@ -198,7 +198,7 @@ impl Planner<'_> {
 }
 
 /// The first byte that the two histories do not share.
-fn fork(a: &TimelineHistory, b: &TimelineHistory) -> Lsn {
+pub(super) fn fork(a: &TimelineHistory, b: &TimelineHistory) -> Lsn {
     let left = |from: &TimelineHistory, ancestor| from.left(ancestor).ok().flatten();
     let shared = a.ancestors.iter().map(|e| e.timeline).chain([a.timeline]).take_while(|t| b.includes(*t)).last();
     match shared {

@@ -55,6 +55,21 @@ pub async fn prove(system: &System, segments: Segments<'_>, needed: Lsn, watch: 
     proven
 }
 
+/// Shows `each` the records of consecutive segments until it has seen enough or the log ends.
+pub async fn read<T: Send + 'static>(
+    system: &System,
+    names: Vec<SegmentName>,
+    watch: &Watch,
+    state: T,
+    each: impl FnMut(&mut T, &Record) -> ControlFlow<()> + Send + 'static,
+) -> Result<T> {
+    let Some(first) = names.first() else { return Ok(state) };
+    let reader = Reader::new(first.start(system.document.segment_size)?);
+    let (system, interrupt) = (system.clone(), watch.interrupt.clone());
+    let read = tokio::task::spawn_blocking(move || records(&system, names, reader, &interrupt, None, state, each));
+    Ok(join(read.await)??.0)
+}
+
 struct Scan<'a> {
     system: &'a System,
     segments: Segments<'a>,

@@ -168,7 +168,7 @@ impl Planner<'_> {
         let rule = match self.request.target.rule() {
             Some(rule) => rule,
             None => {
-                let window = Window { system: self.system, history, run, usable, begin, watch: self.watch };
+                let window = Window { system: self.system, run, usable, begin, watch: self.watch };
                 match drops::resolve(window, &self.request.target.point).await? {
                     Some(lsn) => StopRule::Lsn { lsn, inclusive: false },
                     None => return Ok(Err(nothing(run.end()))),

@@ -1,0 +1,155 @@
+//! Names for the numbers of the log, out of the catalogues of the backups along the path. A name holds from the
+//! catalogue that has it on; before the first that has it, that one's is the best there is.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use super::gather::{Happening, What};
+use crate::{
+    error::{Kind, Result},
+    plan::TableName,
+    postgres::{Lsn, sql::catalogue::RelationName},
+    repository::{BackupDocument, CatalogueEntry, System},
+    wal::RelFile,
+};
+
+/// Numbers that need names.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Interest {
+    /// Relations: the OID of the database, and their own.
+    relations: HashSet<(u32, u32)>,
+    files: HashSet<RelFile>,
+    /// Relations that may be called so, whatever their numbers.
+    table: Option<TableName>,
+}
+
+impl Interest {
+    pub fn of(happenings: &[Happening], table: Option<&TableName>) -> Self {
+        let mut interest = Self { table: table.cloned(), ..Self::default() };
+        for happening in happenings {
+            let What::Transaction(work) = &happening.what else { continue };
+            interest.relations.extend(work.locks.iter().copied());
+            interest.relations.extend(work.dropped.iter().map(|d| (d.database, d.relation)));
+            interest.files.extend(work.removed.iter().chain(work.rows.iter().map(|r| &r.file)));
+        }
+        interest
+    }
+
+    fn covers(&self, relation: &RelationName) -> bool {
+        self.relations.contains(&(relation.database, relation.oid))
+            || file_of(relation).is_some_and(|file| self.files.contains(&file))
+            || relation.kind.is_table()
+                && relation.parent.is_some_and(|table| self.relations.contains(&(relation.database, table)))
+            || self.table.as_ref().is_some_and(|t| t.table == relation.name)
+    }
+}
+
+fn file_of(relation: &RelationName) -> Option<RelFile> {
+    Some(RelFile { tablespace: relation.tablespace, database: relation.database, number: relation.file? })
+}
+
+/// A name, and from where on it holds.
+type Since<T> = Vec<(Lsn, T)>;
+
+fn at<T>(since: &Since<T>, lsn: Lsn) -> Option<&T> {
+    since.iter().rev().find(|(from, _)| *from <= lsn).or(since.first()).map(|(_, name)| name)
+}
+
+/// The names that are known.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    relations: HashMap<(u32, u32), Since<RelationName>>,
+    files: HashMap<RelFile, (u32, u32)>,
+    databases: HashMap<u32, Since<String>>,
+    tablespaces: HashMap<u32, Since<String>>,
+    /// The last catalogue that has a relation, and the last there is.
+    seen: HashMap<(u32, u32), Lsn>,
+    last: Option<Lsn>,
+}
+
+impl Names {
+    /// Out of the catalogues of `backups`, oldest first.
+    pub async fn read(system: &System, backups: &[&BackupDocument], interest: Interest) -> Result<Self> {
+        let mut names = Self::default();
+        let interest = Arc::new(interest);
+        for backup in backups {
+            let interest = interest.clone();
+            let keep = move |kept: &mut Vec<CatalogueEntry>, entry| match &entry {
+                CatalogueEntry::Relation(relation) if !interest.covers(relation) => {}
+                _ => kept.push(entry),
+            };
+            match system.catalogue(backup, Vec::new(), keep).await {
+                Ok(entries) => entries.into_iter().for_each(|entry| names.add(backup.stop_lsn, entry)),
+                // Names are a help: where a catalogue is lost or damaged, the numbers stand for themselves.
+                Err(error) if matches!(error.kind(), Kind::Damaged | Kind::Refused) => {
+                    tracing::warn!("names are missing: {error}");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(names)
+    }
+
+    /// Adds what was found at `lsn`, which is not before that of what was added earlier.
+    pub fn add(&mut self, lsn: Lsn, entry: CatalogueEntry) {
+        match entry {
+            CatalogueEntry::Catalogue { .. } => self.last = Some(lsn),
+            CatalogueEntry::Tablespace(t) => add(self.tablespaces.entry(t.oid).or_default(), lsn, t.name),
+            CatalogueEntry::Database(d) => add(self.databases.entry(d.oid).or_default(), lsn, d.name),
+            CatalogueEntry::Relation(relation) => {
+                let key = (relation.database, relation.oid);
+                if let Some(file) = file_of(&relation) {
+                    self.files.insert(file, key);
+                }
+                self.seen.insert(key, lsn);
+                add(self.relations.entry(key).or_default(), lsn, relation);
+            }
+        }
+    }
+
+    /// The relation of that database and OID, as it was called at `lsn`.
+    pub fn relation(&self, key: (u32, u32), lsn: Lsn) -> Option<&RelationName> {
+        at(self.relations.get(&key)?, lsn)
+    }
+
+    /// The relation that a file is, or was, of.
+    pub fn relation_of(&self, file: RelFile) -> Option<(u32, u32)> {
+        self.files.get(&file).copied()
+    }
+
+    /// Whether a catalogue after `lsn` has the relation; unknown where there is no such catalogue.
+    pub fn outlived(&self, key: (u32, u32), lsn: Lsn) -> Option<bool> {
+        self.last.filter(|last| *last > lsn)?;
+        Some(self.seen.get(&key).is_some_and(|seen| *seen > lsn))
+    }
+
+    /// What the log tells of a file: from then on it is that relation's.
+    pub fn link(&mut self, file: RelFile, relation: (u32, u32)) {
+        self.files.insert(file, relation);
+    }
+
+    /// The partitions of a partitioned table that are known.
+    pub fn partitions(&self, table: (u32, u32), lsn: Lsn) -> impl Iterator<Item = (u32, u32)> {
+        let of =
+            move |name: &RelationName| name.kind.is_table() && name.database == table.0 && name.parent == Some(table.1);
+        self.relations.iter().filter(move |(_, since)| at(since, lsn).is_some_and(of)).map(|(key, _)| *key)
+    }
+
+    /// A database, as it was called at `lsn`.
+    pub fn database(&self, oid: u32, lsn: Lsn) -> Option<&str> {
+        at(self.databases.get(&oid)?, lsn).map(String::as_str)
+    }
+
+    /// A tablespace, as it was called at `lsn`.
+    pub fn tablespace(&self, oid: u32, lsn: Lsn) -> Option<&str> {
+        at(self.tablespaces.get(&oid)?, lsn).map(String::as_str)
+    }
+}
+
+fn add<T: PartialEq>(since: &mut Since<T>, lsn: Lsn, name: T) {
+    if since.last().is_none_or(|(_, last)| *last != name) {
+        since.push((lsn, name));
+    }
+}
