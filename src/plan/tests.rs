@@ -153,7 +153,7 @@ fn by_summaries(mut survey: Survey, log: &[Record]) -> (Seen, usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
     fn summaries_tell_what_the_records_tell(

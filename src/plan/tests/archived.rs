@@ -181,7 +181,7 @@ fn both(wal: &[u8], records: &[Record], survey: impl Fn() -> Survey, begin: Lsn)
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig::with_cases(8))]
 
     #[test]
     fn a_scan_tells_what_all_records_tell(
