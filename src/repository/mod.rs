@@ -5,6 +5,7 @@ mod catalogue;
 mod documents;
 mod layout;
 pub mod lease;
+mod listing;
 mod manifest;
 mod names;
 mod rolling;
@@ -25,9 +26,9 @@ pub use rolling::RolledUp;
 use crate::{
     clock::{Clock, Random},
     error::{Error, Kind, Result},
-    postgres::{SegmentName, TimelineHistory, TimelineId},
+    postgres::{TimelineHistory, TimelineId},
     seal::{self, FrameWriter},
-    store::{self, Key, Listed, Put, Store, bridge},
+    store::{self, Key, Put, Store, bridge},
 };
 
 /// Documents are far shorter than this many bytes.
@@ -234,58 +235,6 @@ impl System {
             .await,
         )??;
         TimelineHistory::parse(timeline, &String::from_utf8_lossy(&text))
-    }
-
-    /// The segments of a timeline in the archive with the lengths of their objects: from `first` (if given) to `last`
-    /// (if given), both included, in the order of their LSNs.
-    pub async fn segments(
-        &self,
-        timeline: TimelineId,
-        first: Option<SegmentName>,
-        last: Option<SegmentName>,
-    ) -> Result<Vec<(SegmentName, u64)>> {
-        const PAGE: usize = 1000;
-        let prefix = self.folder.timeline(timeline);
-        let mut segments = Vec::new();
-        // Everything in the folder of an earlier log sorts before it; what remains of `first`'s own log is filtered.
-        let mut after = match first {
-            Some(name) => Some(Key::new(format!("{prefix}{:08X}/0", name.log))?),
-            None => None,
-        };
-        loop {
-            let page = self.store.list(&prefix, after.as_ref(), PAGE).await?;
-            let complete = page.len() < PAGE;
-            after = page.last().map(|l| l.key.clone());
-            for Listed { key, length } in page {
-                let Some(name) = segment_of(&key) else { continue };
-                if last.is_some_and(|last| name > last) {
-                    return Ok(segments);
-                }
-                if first.is_none_or(|first| name >= first) {
-                    segments.push((name, length));
-                }
-            }
-            if complete {
-                return Ok(segments);
-            }
-        }
-    }
-
-    /// The first segment of the same timeline after that one in the archive, if there is any.
-    pub async fn first_segment_after(&self, name: SegmentName) -> Result<Option<SegmentName>> {
-        const PAGE: usize = 10;
-        let prefix = self.folder.timeline(name.timeline);
-        let mut after = self.folder.segment(name)?;
-        loop {
-            let page = self.store.list(&prefix, Some(&after), PAGE).await?;
-            if let Some(later) = page.iter().find_map(|l| segment_of(&l.key)) {
-                return Ok(Some(later));
-            }
-            match page.last() {
-                Some(last) if page.len() == PAGE => after = last.key.clone(),
-                _ => return Ok(None),
-            }
-        }
     }
 }
 
