@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Result},
     postgres::{SegmentName, SegmentSize, TimelineId, Version},
     seal::FrameWriter,
-    wal::{Joined, List, Summary, summary::SUMMARY_FORMAT},
+    wal::{Joined, List, RowCount, Summary, Told, summary::SUMMARY_FORMAT},
 };
 
 /// zstd's level: it is written once, and read for years.
@@ -60,6 +60,27 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
+/// What only searches need of a segment.
+#[derive(Debug, Serialize, Deserialize)]
+struct Details {
+    #[serde(default, skip_serializing_if = "List::is_empty")]
+    changes: List<Told>,
+    #[serde(default, skip_serializing_if = "List::is_empty")]
+    rows: List<RowCount>,
+}
+
+impl Details {
+    /// Takes them out of a summary, which is left with lists that are cut where something was in them.
+    fn take(summary: &mut Summary) -> Self {
+        Self { changes: take(&mut summary.changes), rows: take(&mut summary.rows) }
+    }
+}
+
+fn take<T>(list: &mut List<T>) -> List<T> {
+    let left = List { items: Vec::new(), cut: !list.is_empty() };
+    std::mem::replace(list, left)
+}
+
 /// What a roll-up has of a segment.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Served {
@@ -96,23 +117,41 @@ impl RollUp {
         Self { format: FORMAT, timeline, log, segments }
     }
 
-    /// The document as it is stored.
-    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+    /// The document as it is stored: in two lines, the second of which has what only searches need.
+    pub fn to_bytes(mut self) -> Result<Vec<u8>> {
         let failed = |e| Error::internal("write a roll-up").source(e);
-        let json = serde_json::to_vec(self).map_err(|e| Error::internal("write a roll-up as JSON").source(e))?;
+        let details: Vec<Details> = self.segments.iter_mut().map(|entry| Details::take(&mut entry.summary)).collect();
         let mut frames = FrameWriter::new(Vec::new(), LEVEL).map_err(failed)?;
-        frames.write_all(&json).map_err(failed)?;
+        let json = |e| Error::internal("write a roll-up as JSON").source(e);
+        let mut line = serde_json::to_vec(&self).map_err(json)?;
+        line.push(b'\n');
+        frames.write_all(&line).map_err(failed)?;
+        let mut line = serde_json::to_vec(&details).map_err(json)?;
+        line.push(b'\n');
+        frames.write_all(&line).map_err(failed)?;
         frames.finish().map(|(object, _, _)| object).map_err(failed)
     }
 
-    /// Reads one. An error when it is damaged, or of a later format: then the heads are read.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+    /// Reads one, the second line only for searching. An error when it is damaged, or of a later format: then the heads
+    /// are read.
+    pub fn from_bytes(bytes: &[u8], searching: bool) -> Result<Self> {
         let bad = |e: std::io::Error| Error::damaged("it cannot be read").source(e);
-        let mut json = Vec::new();
-        zstd::Decoder::new(bytes).map_err(bad)?.take(LONGEST).read_to_end(&mut json).map_err(bad)?;
-        let roll_up: Self = serde_json::from_slice(&json).map_err(|e| bad(e.into()))?;
+        let mut text = Vec::new();
+        zstd::Decoder::new(bytes).map_err(bad)?.take(LONGEST).read_to_end(&mut text).map_err(bad)?;
+        let mut lines = text.split(|byte| *byte == b'\n');
+        let (first, second) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+        let mut roll_up: Self = serde_json::from_slice(first).map_err(|e| bad(e.into()))?;
         if roll_up.format > FORMAT {
             return Err(Error::refused(format!("it has format {}", roll_up.format)));
+        }
+        if searching {
+            let details: Vec<Details> = serde_json::from_slice(second).map_err(|e| bad(e.into()))?;
+            if details.len() != roll_up.segments.len() {
+                return Err(Error::damaged("its two lines are of different segments"));
+            }
+            for (entry, Details { changes, rows }) in roll_up.segments.iter_mut().zip(details) {
+                (entry.summary.changes, entry.summary.rows) = (changes, rows);
+            }
         }
         Ok(roll_up)
     }

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Roll-ups that are fetched at a time.
-const ROLL_UPS: usize = 16;
+const ROLL_UPS: usize = 64;
 /// Roll-ups that are decoded at a time.
 const DECODERS: usize = 3;
 /// Heads that are read at a time.

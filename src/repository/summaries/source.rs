@@ -73,11 +73,12 @@ impl Source {
 
     /// What a roll-up has for `path`; `begins` when nothing is before it.
     pub fn serve(&self, roll_up: Option<Bytes>, path: &[(SegmentName, u64)], begins: bool) -> Vec<Served> {
+        let searching = self.need == Need::Finding;
         let nothing = || path.iter().map(|_| Served::Nothing { joined: false }).collect();
-        match roll_up.map(|bytes| RollUp::from_bytes(&bytes)) {
+        match roll_up.map(|bytes| RollUp::from_bytes(&bytes, searching)) {
             None => nothing(),
             Some(Ok(roll_up)) => {
-                let mut served = roll_up.serve(path, begins, self.need == Need::Finding);
+                let mut served = roll_up.serve(path, begins, searching);
                 for one in &mut served {
                     if let Served::Summary(summary) | Served::WithoutLead(summary) = one {
                         self.lighten(summary);

@@ -80,8 +80,8 @@ impl Archive {
         let place = (name.timeline, name.log);
         let made =
             crate::repository::rollup::RollUp::new(place, segments.collect(), document.segment_size, document.postgres);
-        let bytes = made.to_bytes().unwrap();
-        assert_eq!(crate::repository::rollup::RollUp::from_bytes(&bytes).unwrap(), made);
+        let bytes = made.clone().to_bytes().unwrap();
+        assert_eq!(crate::repository::rollup::RollUp::from_bytes(&bytes, true).unwrap(), made);
         let key = self.system.folder.roll_up(name.timeline, name.log, 1).unwrap();
         self.system.store.put(&key, bytes.into()).await.unwrap();
     }
