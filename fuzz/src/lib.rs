@@ -54,13 +54,12 @@ pub fn summary(data: &[u8]) {
     for (number, segment) in bytes.chunks(SEGMENT).enumerate() {
         let start = Lsn(START + (number * SEGMENT) as u64);
         cut.push(through_json(&summarize(Summarizer::new(start), segment), Summary::LONGEST));
-        whole.push(through_json(&summarize(Summarizer::whole(start), segment), usize::MAX));
+        whole.push(summarize(Summarizer::whole(start), segment));
     }
-    for summaries in [&mut cut, &mut whole] {
-        join(summaries, version);
-        for summary in summaries.iter() {
-            let _ = through_json(summary, usize::MAX);
-        }
+    join(&mut cut, version);
+    join(&mut whole, version);
+    for summary in &cut {
+        let _ = through_json(summary, usize::MAX);
     }
     compare(&whole, &records);
     for (cut, whole) in cut.iter().zip(&whole) {

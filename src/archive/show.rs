@@ -13,20 +13,20 @@ use crate::{
     postgres::{SegmentName, WalFile},
     repository::{
         System, join,
-        wal_object::{self, WalHead, WalObject},
+        wal_object::{self, WalObject},
     },
     wal::{Contents, Inspector, SegmentHeader, page::LONG_HEADER},
 };
 
-/// Shows a segment of the archive, and the head of its object. With `each` every commit and abort is listed.
+/// Shows a segment of the archive, and the length of its object in bytes. With `each` every commit and abort is listed.
 /// `NotFound` when it is not there.
-pub async fn show(system: &System, name: SegmentName, each: bool) -> Result<(Contents, WalHead, u64)> {
+pub async fn show(system: &System, name: SegmentName, each: bool) -> Result<(Contents, u64)> {
     let size = system.document.segment_size;
     let open = async |name| wal_object::open(&*system.store, &system.folder.segment(name)?).await;
     let object = open(name).await?;
     let length = object.length;
     let inspector = Inspector::new(name.start(size)?, size, each);
-    let (mut inspector, head) = join(tokio::task::spawn_blocking(move || read(object, inspector, false)).await)??;
+    let mut inspector = join(tokio::task::spawn_blocking(move || read(object, inspector, false)).await)??;
     let mut next = name;
     while inspector.wants_more() {
         next = next.next(size)?;
@@ -34,18 +34,18 @@ pub async fn show(system: &System, name: SegmentName, each: bool) -> Result<(Con
             Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Damaged) => break,
             object => object?,
         };
-        (inspector, _) = join(tokio::task::spawn_blocking(move || read(object, inspector, true)).await)??;
+        inspector = join(tokio::task::spawn_blocking(move || read(object, inspector, true)).await)??;
     }
-    Ok((inspector.finish(), head, length))
+    Ok((inspector.finish(), length))
 }
 
 /// Feeds an object: all of it, or as much as is wanted.
-fn read(object: WalObject, mut inspector: Inspector, wanted: bool) -> Result<(Inspector, WalHead)> {
-    let head = object.read(|bytes| {
+fn read(object: WalObject, mut inspector: Inspector, wanted: bool) -> Result<Inspector> {
+    object.read(|bytes| {
         inspector.feed(bytes);
         Ok(if wanted && !inspector.wants_more() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
-    Ok((inspector, head))
+    Ok(inspector)
 }
 
 /// Shows a file: a segment or a `.partial`, whatever its name. The next segment is looked for beside it.

@@ -58,7 +58,7 @@ async fn archived(name: SegmentName, each: bool, context: &Context) -> Result<Fo
     let store = context.store().await?;
     for system in System::all(&store, &cluster.name).await?.iter().rev() {
         match archive::show(system, name, each).await {
-            Ok((contents, _, length)) => {
+            Ok((contents, length)) => {
                 return Ok(Found { name, contents, archived: Some((system.folder.incarnation, length)) });
             }
             Err(error) if error.kind() == Kind::NotFound => {}
