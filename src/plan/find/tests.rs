@@ -108,7 +108,7 @@ impl Log {
 
     fn commit(&mut self, xid: u32, subs: &[u32], removed: &[u32], dropped: &[u32]) -> u64 {
         let end = self.end(xid, subs, removed, dropped);
-        self.tell(xid, Fact::Commit(end));
+        self.tell(xid, Fact::Commit(Box::new(end)));
         self.lsn
     }
 
@@ -153,7 +153,7 @@ fn what_is_rolled_back_is_no_mishap_unless_it_is_asked_for() {
         log.wanted.xid = asked;
         log.lock(700, &[16389]).rows(700, 16389, (3, 0, 5000), 0);
         let end = log.end(700, &[], &[16500], &[]);
-        log.tell(700, Fact::Abort(end));
+        log.tell(700, Fact::Abort(Box::new(end)));
         let words = log.words();
         match asked {
             None => assert!(words.is_empty(), "{words:?}"),
