@@ -87,7 +87,7 @@ impl Writer {
     pub fn summary(&self, layout: &Layout, number: u64) -> Summary {
         let base = Lsn(number * BYTES);
         let (first, last) = (self.ended(layout, number, 0), self.ended(layout, number, COMMITS - 1));
-        let turns = (number % CHECKPOINTS == 0).then(|| Told {
+        let turns = number.is_multiple_of(CHECKPOINTS).then(|| Told {
             lsn: base + layout.checkpoint.0,
             end: base + layout.checkpoint.1,
             xid: 0,
@@ -132,7 +132,7 @@ impl Writer {
 
     fn build(&self, number: u64, prev: u64) -> (Vec<u8>, Layout) {
         let mut bytes = Bytes { bytes: Vec::with_capacity(BYTES as usize), writer: *self, start: number * BYTES, prev };
-        let checkpoint = if number % CHECKPOINTS == 0 {
+        let checkpoint = if number.is_multiple_of(CHECKPOINTS) {
             bytes.record(0, 0x10, 0, &self.checkpoint_bytes(number))
         } else {
             bytes.record(0, 0x20, 0, &[0; 88])
