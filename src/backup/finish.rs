@@ -3,20 +3,24 @@
 
 use std::{
     collections::HashSet,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use chrono::{DateTime, Utc};
+use tokio::sync::Mutex;
 
 use super::{
     catalogue,
-    driver::{BackupRequest, Surroundings},
+    request::{BackupRequest, Surroundings},
     workers::Haul,
 };
 use crate::{
     error::{Error, Result},
     postgres::{ControlFile, Lsn, SegmentName, backup_label::BackupLabel, sql::Session},
-    repository::{BackupDocument, BackupId, Directory, FORMAT, Manifest, PartSummary, System, Tablespace},
+    repository::{
+        BackupDocument, BackupId, Directory, FORMAT, Manifest, PartSummary, System, Tablespace, lease::Lease,
+    },
 };
 
 /// A backup whose bytes are in the repository, and what the server said about it.
@@ -54,6 +58,32 @@ pub async fn new_id(system: &System, around: &Surroundings) -> Result<BackupId> 
             return Ok(id);
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Does the work while the lease of the cluster's backup is held, and kept.
+pub async fn with_lease<T>(system: &System, around: &Surroundings, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let lease = Lease::take(system, "backup", around.clock.clone(), &around.random).await?;
+    let lease = Arc::new(Mutex::new(lease));
+    let done = tokio::select! {
+        done = work => done,
+        lost = renew(lease.clone()) => Err(lost),
+    };
+    // A lease that could not be given back ends by itself.
+    if let Ok(lease) = Arc::try_unwrap(lease)
+        && let Err(error) = lease.into_inner().release().await
+    {
+        tracing::warn!(%error, "the lease of this backup was not given back");
+    }
+    done
+}
+
+async fn renew(lease: Arc<Mutex<Lease>>) -> Error {
+    loop {
+        tokio::time::sleep(Lease::interval()).await;
+        if let Err(error) = lease.lock().await.renew().await {
+            return error;
+        }
     }
 }
 

@@ -1,12 +1,15 @@
-//! The backup driver, the local way: reads the data directory of a running cluster in parallel, between
-//! `pg_backup_start` and `pg_backup_stop`, into the parts of one complete backup.
+//! The backup driver. A cluster's bytes come from its data directory, read in parallel, or from the server over the
+//! replication protocol; either way they become the parts of one complete backup.
 
 mod catalogue;
-mod driver;
 mod finish;
+mod intake;
+mod local;
 mod part;
+mod remote;
+mod request;
 mod source;
 mod throttle;
 mod workers;
 
-pub use driver::{BackupOutcome, BackupRequest, Surroundings, backup};
+pub use request::{BackupOutcome, BackupRequest, Surroundings, Way, backup};

@@ -7,19 +7,49 @@ use std::{
     io::{self, Write},
     os::unix::ffi::OsStrExt,
     path::Path,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use chrono::{DateTime, Utc};
+use tokio::runtime::Handle;
 
 use crate::{
     error::{Error, Result},
-    repository::{BackupId, Layer, LayerKind, Part},
+    repository::{BackupId, Layer, LayerKind, Part, System},
     seal::{Blake3, FRAME_CONTENT, FrameWriter},
     store::{Put, bridge},
 };
 
 /// tar's unit.
 const BLOCK: u64 = 512;
+
+/// A part closes at the first file end past this many bytes of content.
+pub const PART_CONTENT: u64 = 256 << 20;
+
+/// The parts of one backup, numbered as they are begun.
+#[derive(Debug)]
+pub struct Parts {
+    system: System,
+    backup: BackupId,
+    level: i32,
+    /// The number of the last that was begun.
+    begun: AtomicU32,
+}
+
+impl Parts {
+    /// The parts of `backup`, compressed at zstd's `level`.
+    pub fn new(system: System, backup: BackupId, level: i32) -> Self {
+        Self { system, backup, level, begun: AtomicU32::new(0) }
+    }
+
+    /// Begins the next part. Not on a thread that drives the runtime.
+    pub fn begin(&self, runtime: &Handle) -> Result<PartWriter> {
+        let number = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
+        let key = self.system.folder.part(self.backup, number)?;
+        let upload = runtime.block_on(self.system.store.upload(&key))?;
+        PartWriter::new(self.backup, number, bridge::UploadWriter::new(upload, runtime.clone()), self.level)
+    }
+}
 
 /// A part that is being written.
 #[derive(Debug)]

@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Bytes read at a time; a multiple of every page size.
-const CHUNK: usize = 256 << 10;
+pub const CHUNK: usize = 256 << 10;
 /// How often a page with a wrong checksum is read again, and how long to wait in between: a write of one page is over
 /// in far less.
 const ATTEMPTS: u32 = 5;

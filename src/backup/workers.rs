@@ -3,16 +3,13 @@
 use std::{
     collections::VecDeque,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use tokio::runtime::Handle;
 
 use super::{
-    part::PartWriter,
+    part::{PART_CONTENT, PartWriter, Parts},
     source::{self, Pages, Stored, Watch},
     throttle::Throttle,
 };
@@ -21,36 +18,26 @@ use crate::{
     interrupt::Interrupt,
     postgres::datadir::{FileEntry, FileKind},
     progress::Progress,
-    repository::{BackupId, BadPage, File, Part, System, join},
-    store::bridge,
+    repository::{BadPage, File, Part, join},
 };
-
-/// A part closes at the first file end past this many bytes of content.
-const PART_CONTENT: u64 = 256 << 20;
 
 /// What the threads share.
 #[derive(Debug)]
 pub struct Job {
     /// Where to store.
-    pub system: System,
-    /// The backup.
-    pub backup: BackupId,
+    pub parts: Parts,
     /// The data directory.
     pub root: PathBuf,
     /// How pages are proven, the first page's number aside; `None` in a cluster without checksums.
     pub pages: Option<Pages>,
     /// Pages in one file of a relation.
     pub relation_segment_blocks: u32,
-    /// zstd's level.
-    pub level: i32,
     /// How fast to read.
     pub throttle: Throttle,
     /// Who watches.
     pub progress: Arc<dyn Progress>,
     /// Who may ask to stop.
     pub interrupt: Interrupt,
-    /// The number of the last part that was begun.
-    pub parts: AtomicU32,
     /// What is still to do.
     pub queue: Mutex<VecDeque<FileEntry>>,
 }
@@ -67,14 +54,6 @@ pub struct Haul {
 }
 
 impl Job {
-    /// Begins the next part. Not on a thread that drives the runtime.
-    pub fn begin_part(&self, runtime: &Handle) -> Result<PartWriter> {
-        let number = self.parts.fetch_add(1, Ordering::Relaxed) + 1;
-        let key = self.system.folder.part(self.backup, number)?;
-        let upload = runtime.block_on(self.system.store.upload(&key))?;
-        PartWriter::new(self.backup, number, bridge::UploadWriter::new(upload, runtime.clone()), self.level)
-    }
-
     fn pages_of(&self, entry: &FileEntry) -> Option<Pages> {
         let FileKind::Relation(relation) = &entry.kind else { return None };
         self.pages.map(|pages| Pages { first: relation.first_block(self.relation_segment_blocks), ..pages })
@@ -95,7 +74,7 @@ impl Job {
         while let Some(entry) = self.next() {
             let mut writer = match part.take() {
                 Some(writer) => writer,
-                None => self.begin_part(runtime)?,
+                None => self.parts.begin(runtime)?,
             };
             let pages = self.pages_of(&entry);
             let watch = Watch { progress: &*self.progress, interrupt: &self.interrupt, throttle: &self.throttle };

@@ -38,7 +38,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     }
     let is_configured = cluster.pgdata().ok().and_then(|p| p.canonicalize().ok()).as_deref() == Some(&pgdata);
     let taken = match (is_configured, args.no_backup) {
-        (true, false) => Some(backup::take(None, context).await?.document),
+        (true, false) => Some(backup::take(&backup::Args::default(), context).await?.document),
         _ => None,
     };
     if context.output.json {

@@ -4,32 +4,51 @@ use std::path::PathBuf;
 
 use super::{Context, Paint, exit::End};
 use crate::{
-    backup::{self, BackupOutcome, BackupRequest, Surroundings},
+    backup::{self, BackupOutcome, BackupRequest, Surroundings, Way},
+    config::Override,
     error::{Error, Result},
     human,
 };
 
 /// The arguments.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub struct Args {
+    /// Ask the server for its files over the replication protocol. Needs a role with REPLICATION, a line for the
+    /// database "replication" in its pg_hba.conf, and no access to its host
+    #[arg(long)]
+    remote: bool,
+    /// The most bytes to read in a second, such as 50MB; the configuration's [backup] rate_limit otherwise
+    #[arg(long, value_name = "SIZE")]
+    rate_limit: Option<String>,
     /// What to call it, for people
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
 }
 
 pub async fn run(args: &Args, context: &Context) -> Result<End> {
-    tell(&take(args.label.clone(), context).await?, context)
+    tell(&take(args, context).await?, context)
 }
 
 /// Takes a backup.
-pub async fn take(label: Option<String>, context: &Context) -> Result<BackupOutcome> {
-    let (config, cluster) = (context.config()?, context.cluster()?);
+pub async fn take(args: &Args, context: &Context) -> Result<BackupOutcome> {
+    let rate_limit = args.rate_limit.clone().map(|value| Override {
+        flag: "--rate-limit",
+        table: "backup",
+        cluster: None,
+        name: "rate_limit",
+        value,
+    });
+    let config = context.load(rate_limit.as_slice())?;
+    let (label, cluster) = (args.label.clone(), config.cluster(context.global.cluster.as_deref())?);
     if label.as_ref().is_some_and(|l| l.chars().any(char::is_control) || l.len() > 200) {
         return Err(Error::invalid("a label is one line of at most 200 bytes"));
     }
     let request = BackupRequest {
         label,
-        pgdata: cluster.pgdata()?.to_path_buf(),
+        way: match args.remote {
+            true => Way::Remote,
+            false => Way::Local(cluster.pgdata().map_err(without_files)?.to_path_buf()),
+        },
         conninfo: cluster.connection()?.reveal().parse()?,
         incarnation: cluster.incarnation,
         parallel: config.backup.parallel,
@@ -47,6 +66,12 @@ pub async fn take(label: Option<String>, context: &Context) -> Result<BackupOutc
     let outcome = backup::backup(context.store().await?, &cluster.name, &request, &around).await;
     around.progress.finish();
     outcome
+}
+
+/// A backup host has no data directory.
+fn without_files(error: Error) -> Error {
+    let hint = error.hint_text().unwrap_or_default().to_owned();
+    error.hint(format!("{hint}; on another host than the server's: walden backup --remote"))
 }
 
 fn tell(outcome: &BackupOutcome, context: &Context) -> Result<End> {

@@ -11,9 +11,12 @@ use serde_json::json;
 
 use super::{Context, Paint, exit::End, programs};
 use crate::{
-    config::{self, Config, RepositoryConfig},
+    config::{self, ClusterConfig, Config, RepositoryConfig},
     error::{Error, Result},
-    postgres::ControlFile,
+    postgres::{
+        ControlFile, SegmentSize, SystemId, Version,
+        replication::{Facts, Replication},
+    },
     repository::{self, FORMAT, Incarnation, System, SystemDocument},
     store::probe::{self, Probe},
 };
@@ -49,21 +52,21 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     let store = config::create_store(config.repository()?, context.random.clone()).await?;
     let conditional = prove_conditions(config.repository()?, context).await?;
     repository::init(&*store, &*context.clock, &context.random).await?;
-    let control = ControlFile::read(cluster.pgdata()?)?;
+    let server = Server::of(&cluster).await?;
     let mut number = cluster.incarnation;
     if args.new_incarnation {
         let known = System::all(&store, &cluster.name).await?;
         let highest =
-            known.iter().map(|s| s.document.incarnation).filter(|i| i.system == control.system).map(|i| i.number).max();
+            known.iter().map(|s| s.document.incarnation).filter(|i| i.system == server.system).map(|i| i.number).max();
         number = highest.map_or(1, |highest| highest + 1);
     }
     let document = SystemDocument {
         format: FORMAT,
         cluster: cluster.name.clone(),
-        incarnation: Incarnation { system: control.system, number },
-        postgres: control.version,
-        segment_size: control.segment_size,
-        block_size: control.block_size,
+        incarnation: Incarnation { system: server.system, number },
+        postgres: server.version,
+        segment_size: server.segment_size,
+        block_size: server.block_size,
         first_seen: context.clock.now(),
     };
     let system = System::init(store.clone(), document).await?;
@@ -86,7 +89,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         out.paint(Paint::Good, "ready:"),
         store.url(),
         cluster.name,
-        control.version,
+        server.version,
         system.folder.incarnation
     ));
     out.line("\nput these lines into postgresql.conf and restart the server:\n");
@@ -94,6 +97,31 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     out.line(format_args!("  archive_command = '{}'", command.replace('\'', "''")));
     out.line("\nthen:  walden check   and   walden backup");
     Ok(End::Done)
+}
+
+/// The system that is to be archived.
+struct Server {
+    system: SystemId,
+    version: Version,
+    segment_size: SegmentSize,
+    block_size: u32,
+}
+
+impl Server {
+    /// From its data directory; where none is configured it is on another host, and the server itself is asked.
+    async fn of(cluster: &ClusterConfig) -> Result<Self> {
+        let connection = match (cluster.pgdata(), cluster.connection()) {
+            (Ok(pgdata), _) => {
+                let ControlFile { system, version, segment_size, block_size, .. } = ControlFile::read(pgdata)?;
+                return Ok(Self { system, version, segment_size, block_size });
+            }
+            (Err(_), Ok(connection)) => connection,
+            (Err(error), Err(_)) => return Err(error),
+        };
+        let facts = Replication::open(&connection.reveal().parse()?).await?.facts().await?;
+        let Facts { identity, version, segment_size, block_size, .. } = facts;
+        Ok(Self { system: identity.system, version, segment_size, block_size })
+    }
 }
 
 /// Whether the store is used with put-if-absent. One that does not honour it is refused, unless it was accepted by name.

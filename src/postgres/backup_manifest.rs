@@ -1,11 +1,14 @@
 //! PostgreSQL's `backup_manifest` (`src/backend/backup/backup_manifest.c`): what `pg_verifybackup` holds a data
-//! directory against. Written file by file, so that its length does not matter.
+//! directory against. Written and read file by file, so that its length does not matter.
+
+mod reader;
 
 use std::{io::Write, os::unix::ffi::OsStrExt, path::Path};
 
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 
+pub use self::reader::{ManifestFile, ManifestReader};
 use super::{Lsn, SystemId, TimelineId, Version};
 use crate::error::{Error, Result};
 

@@ -5,7 +5,7 @@
 //! the CRC is right. The layouts of 14 to 18 were compared with `pg_controldata`; that of 19 is from its sources
 //! before release.
 
-use std::{fmt, fs, path::Path, thread, time::Duration};
+use std::{fmt, fs, path::Path, str::FromStr, thread, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,20 @@ impl WalLevel {
     #[must_use]
     pub fn from_number(number: u32) -> Option<Self> {
         [Self::Minimal, Self::Replica, Self::Logical].get(number as usize).copied()
+    }
+}
+
+impl FromStr for WalLevel {
+    type Err = Error;
+
+    /// As the setting has it.
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "minimal" => Ok(Self::Minimal),
+            "replica" => Ok(Self::Replica),
+            "logical" => Ok(Self::Logical),
+            _ => Err(Error::failed(format!("wal_level is \"{text}\", which is unknown"))),
+        }
     }
 }
 
@@ -407,11 +421,11 @@ fn short(length: usize) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A control file of PostgreSQL 17 with the fields that have no plausible default.
-    fn seventeen() -> Vec<u8> {
+    pub(crate) fn seventeen() -> Vec<u8> {
         let mut bytes = vec![0; 8192];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(0, &7_710_471_693_270_213_272_u64.to_le_bytes());

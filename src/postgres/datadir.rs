@@ -45,6 +45,17 @@ const EXCLUDED_FILES: &[&str] = &[
     "tablespace_map.old",
 ];
 
+/// Files at the top of PGDATA that PostgreSQL's own base backup may hold, and Walden's does not: a restore decides
+/// about them, or the server makes them anew.
+const LEFT_TO_RESTORE: &[&str] =
+    &["backup_label.old", "current_logfiles", "promote", "recovery.signal", "standby.signal", "tablespace_map.old"];
+
+/// Whether the file at that path below PGDATA is one that PostgreSQL's own base backup may hold, and Walden's does not.
+#[must_use]
+pub fn is_left_to_restore(path: &Path) -> bool {
+    LEFT_TO_RESTORE.iter().any(|name| path == Path::new(name))
+}
+
 /// `PG_TEMP_FILES_DIR` and `PG_TEMP_FILE_PREFIX`.
 const TEMPORARY: &str = "pgsql_tmp";
 /// `RELCACHE_INIT_FILENAME`; while it is written its name goes on with a dot and a process id.

@@ -28,6 +28,19 @@ pub enum ArchiveMode {
     Always,
 }
 
+impl FromStr for ArchiveMode {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "off" => Ok(Self::Off),
+            "on" => Ok(Self::On),
+            "always" => Ok(Self::Always),
+            _ => Err(Error::failed(format!("archive_mode is \"{text}\", which is unknown"))),
+        }
+    }
+}
+
 /// What a server says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerFacts {
@@ -202,18 +215,8 @@ impl Session {
             system: SystemId(system.get::<_, i64>(0) as u64),
             data_directory: path("data_directory"),
             config_files: ["config_file", "hba_file", "ident_file"].into_iter().filter_map(path).collect(),
-            wal_level: match get("wal_level") {
-                "minimal" => WalLevel::Minimal,
-                "replica" => WalLevel::Replica,
-                "logical" => WalLevel::Logical,
-                _ => return Err(unknown("wal_level")),
-            },
-            archive_mode: match get("archive_mode") {
-                "off" => ArchiveMode::Off,
-                "on" => ArchiveMode::On,
-                "always" => ArchiveMode::Always,
-                _ => return Err(unknown("archive_mode")),
-            },
+            wal_level: get("wal_level").parse()?,
+            archive_mode: get("archive_mode").parse()?,
             // The server shows an empty command as "(disabled)".
             archive_command: Some(get("archive_command")).filter(|c| *c != "(disabled)").unwrap_or_default().to_owned(),
             archive_library: get("archive_library").to_owned(),

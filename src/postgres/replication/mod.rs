@@ -7,6 +7,7 @@
 mod authenticate;
 pub mod base_backup;
 mod connect;
+mod facts;
 mod message;
 mod wire;
 
@@ -16,12 +17,12 @@ use bytes::Bytes;
 use postgres_protocol::message::frontend;
 use tokio_postgres::config::TargetSessionAttrs;
 
-pub use self::message::ServerError;
 use self::{
     connect::Address,
     message::{Message, garbled, unexpected},
     wire::Wire,
 };
+pub use self::{facts::Facts, message::ServerError};
 use super::{Conninfo, Lsn, SystemId, TimelineId, Version};
 use crate::error::{Error, Result};
 
@@ -212,7 +213,8 @@ impl Replication {
 }
 
 impl Canceller {
-    /// Asks, on a connection of its own. The server gives no answer; the command ends with an error, or has ended.
+    /// Asks, on a connection of its own, and waits until the server has taken note: it closes that connection. The
+    /// command ends with an error, or has ended before.
     pub async fn cancel(&self) -> Result<()> {
         let Some((process, secret)) = self.key else { return Ok(()) };
         let asking = async {
@@ -221,7 +223,10 @@ impl Canceller {
                 frontend::cancel_request(process, secret, out);
                 Ok(())
             })
-            .await
+            .await?;
+            // There is no answer.
+            drop(wire.receive().await);
+            Ok(())
         };
         within(Some(CANCEL), asking).await
     }
