@@ -90,7 +90,13 @@ fn holds_what_a_local_one_holds() {
         for made in ["backup_label", "tablespace_map"] {
             assert!(files.0.remove(made).is_some() && files.1.remove(made).is_some());
         }
-        assert_eq!(files.0, files.1, "PostgreSQL {}", installation.major);
+        let differ: Vec<_> = files
+            .0
+            .iter()
+            .filter(|f| files.1.get(f.0) != Some(f.1))
+            .chain(files.1.iter().filter(|f| files.0.get(f.0) != Some(f.1)))
+            .collect();
+        assert!(differ.is_empty(), "PostgreSQL {}: {differ:?}", installation.major);
         assert!(files.0.contains_key("mine/wanted") && !files.0.contains_key("mine/not"), "{:?}", files.0);
         assert_eq!(
             by_path(&local, "directories"),

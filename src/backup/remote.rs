@@ -153,10 +153,12 @@ async fn feed(backup: &mut BaseBackup<'_>, sender: Sender<Piece>) -> Result<()> 
     Ok(())
 }
 
-/// The tablespaces outside the data directory.
+/// The tablespaces outside the data directory, by their OIDs.
 fn tablespaces(archives: &[Archive]) -> Vec<Tablespace> {
     let outside = archives.iter().filter(|a| a.location.is_absolute());
     let tablespace =
         |a: &Archive| Some(Tablespace { oid: a.tablespace?, location: a.location.to_string_lossy().into_owned() });
-    outside.filter_map(tablespace).collect()
+    let mut found: Vec<_> = outside.filter_map(tablespace).collect();
+    found.sort_by_key(|tablespace| tablespace.oid);
+    found
 }

@@ -139,8 +139,20 @@ pub static KEYS: &[Key] = &[
         "How long one push or fetch may take before it asks PostgreSQL to try again.",
     ),
     key("backup", "compression", Kind::Compression, Is("zstd:1"), "How parts are compressed: `zstd:LEVEL`, 1 to 19."),
-    key("backup", "parallel", Kind::Whole(1, 64), Processors, "How many files are read and sealed at a time."),
-    key("backup", "rate_limit", Kind::Size, Nothing, "The most bytes a second to read from the data directory."),
+    key(
+        "backup",
+        "parallel",
+        Kind::Whole(1, 64),
+        Processors,
+        "How many files are read and sealed at a time; a remote backup is one stream.",
+    ),
+    key(
+        "backup",
+        "rate_limit",
+        Kind::Size,
+        Nothing,
+        "The most bytes a second to read from the data directory, or to ask of the server; `backup --rate-limit` is above it.",
+    ),
     key(
         "backup",
         "exclude",

@@ -43,13 +43,13 @@ impl Options {
         if version_number >= 150_000 {
             // WAIT: whether the server itself waits for its archiving; we look into the archive instead.
             format!(
-                "BASE_BACKUP (LABEL '{label}', PROGRESS, CHECKPOINT 'fast', WAIT false, TABLESPACE_MAP, \
+                "BASE_BACKUP (LABEL '{label}', PROGRESS, CHECKPOINT 'fast', WAIT false, \
                  MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C'{})",
                 rate(",")
             )
         } else {
             format!(
-                "BASE_BACKUP LABEL '{label}' PROGRESS FAST NOWAIT TABLESPACE_MAP MANIFEST 'yes' \
+                "BASE_BACKUP LABEL '{label}' PROGRESS FAST NOWAIT MANIFEST 'yes' \
                  MANIFEST_CHECKSUMS 'CRC32C'{}",
                 rate("")
             )
