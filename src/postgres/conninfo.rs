@@ -1,5 +1,5 @@
 //! Connection strings in libpq's two forms (`host=/run/postgresql user=postgres`, `postgresql://user@host/db`),
-//! completed from the `PG*` environment variables and the password file as libpq does it
+//! completed from service files, the `PG*` environment variables and the password file as libpq does it
 //! (`src/interfaces/libpq/fe-connect.c`). Passwords never appear in errors or in what is displayed.
 
 use std::{
@@ -14,6 +14,7 @@ use tokio_postgres::config::{Config, SslMode};
 
 use super::{
     Account,
+    service::service,
     tls::{Tls, Verification},
 };
 use crate::error::{Error, Result};
@@ -35,6 +36,7 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("port", "PGPORT"),
     ("dbname", "PGDATABASE"),
     ("user", "PGUSER"),
+    ("service", "PGSERVICE"),
     ("password", "PGPASSWORD"),
     ("passfile", "PGPASSFILE"),
     ("options", "PGOPTIONS"),
@@ -125,6 +127,13 @@ impl Conninfo {
             } else {
                 from_keywords(text)
             }?;
+        let home = environment("HOME").map(PathBuf::from);
+        if let Some(name) = given.get("service").map(str::to_owned).or_else(|| environment("PGSERVICE")) {
+            // What the string itself says is above the service, and the service above the environment.
+            let defaults = service(&name, environment, home.as_deref())?;
+            let unsaid: Vec<_> = defaults.into_iter().filter(|(keyword, _)| given.get(keyword).is_none()).collect();
+            given.0.extend(unsaid);
+        }
         for (keyword, _) in &given.0 {
             check_keyword(keyword)?;
         }
@@ -133,7 +142,6 @@ impl Conninfo {
                 given.0.push(((*keyword).to_owned(), value));
             }
         }
-        let home = environment("HOME").map(PathBuf::from);
         let replication_password = complete(&mut given, home.as_deref());
         let verification = Verification::from_sslmode(given.get("sslmode").unwrap_or("prefer"))?;
         let tls = Tls::new(verification, |keyword| given.get(keyword).map(str::to_owned), home.as_deref());
@@ -169,8 +177,7 @@ fn check_keyword(keyword: &str) -> Result<()> {
         return Ok(());
     }
     // The keyword may be a piece of an unquoted password, and is not repeated unless it is one of libpq's.
-    const OTHERS: &[&str] =
-        &["service", "sslcrl", "sslcrldir", "sslpassword", "replication", "require_auth", "krbsrvname"];
+    const OTHERS: &[&str] = &["sslcrl", "sslcrldir", "sslpassword", "replication", "require_auth", "krbsrvname"];
     Err(match OTHERS.iter().find(|other| **other == keyword) {
         Some(other) => invalid(format!("uses {other}, which Walden does not know")),
         None => invalid("has a keyword that is none of libpq's"),
@@ -346,7 +353,7 @@ fn password_fields(line: &str) -> Vec<String> {
 /// What tokio-postgres needs to know; it reads the same strings, but not all keywords, and of repeated hosts and ports
 /// it takes all.
 fn config_of(given: &Given) -> Result<Config> {
-    let own = ["password", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey"];
+    let own = ["service", "password", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey"];
     let mut whole = String::new();
     for keyword in ENVIRONMENT.iter().map(|(keyword, _)| keyword).chain(HANDED_ON).filter(|k| !own.contains(k)) {
         if let Some(value) = given.get(keyword) {
@@ -412,6 +419,25 @@ mod tests {
         assert_eq!(conninfo.config.get_password(), Some("secret".as_bytes()));
         assert_eq!(conninfo.config.get_application_name(), Some("walden"));
         assert!(parse("").unwrap().to_string().starts_with("host=/"));
+    }
+
+    #[test]
+    fn a_service_stands_between_the_string_and_the_environment() {
+        let home = tempfile::tempdir().unwrap();
+        let text = "[prod]\nhost=h\nport=6000\nuser=ann\npassword=s\n[odd]\nkrbsrvname=x\n";
+        fs::write(home.path().join(".pg_service.conf"), text).unwrap();
+        let environment = |name: &str| match name {
+            "HOME" => Some(home.path().to_str().unwrap().to_owned()),
+            "PGPORT" => Some("7000".to_owned()),
+            "PGDATABASE" => Some("d".to_owned()),
+            _ => None,
+        };
+        let conninfo = Conninfo::parse("service=prod user=bob", &environment).unwrap();
+        assert_eq!(conninfo.to_string(), "host=h port=6000 dbname=d user=bob");
+        assert_eq!(conninfo.config.get_password(), Some(&b"s"[..]));
+        let error = Conninfo::parse("service=odd", &environment).unwrap_err();
+        assert!(error.to_string().contains("krbsrvname"), "{error}");
+        assert!(Conninfo::parse("service=none", &environment).is_err());
     }
 
     #[test]

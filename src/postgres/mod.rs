@@ -35,6 +35,7 @@ pub mod relation;
 pub mod replication;
 pub mod segment;
 pub mod server;
+mod service;
 pub mod settings;
 pub mod sql;
 mod tls;
