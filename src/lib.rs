@@ -17,6 +17,7 @@
 //! | [`backup`] | the backup driver: parallel files between start and stop, parts, manifest |
 //! | [`plan`] | targets to LSNs, the path of timelines, the proof that every segment is there. Reads only |
 //! | [`restore`] | carries out a plan: files, recovery settings, the start, adoption |
+//! | [`report`] | what people look at: sentences about windows, drawings of timelines, the state of a cluster |
 //! | [`repository`] | the layout of a repository: keys, documents, manifests, leases. The one place that knows what is called what |
 //! | [`postgres`] | what PostgreSQL is: LSNs, segment names, timelines, the control file. Knows nothing of repositories |
 //! | [`seal`] | the byte pipeline: zstd frames, heads, seek tables, BLAKE3. Knows neither PostgreSQL nor stores |
@@ -36,6 +37,7 @@ pub mod interrupt;
 pub mod plan;
 pub mod postgres;
 pub mod progress;
+pub mod report;
 pub mod repository;
 pub mod restore;
 pub mod seal;

@@ -1,12 +1,15 @@
 //! `walden list`.
 
+use chrono::{DateTime, Utc};
 use serde_json::json;
 
-use super::{Align, Context, Paint, Table, exit::End};
+use super::{Align, Context, Paint, Table, exit::End, plan::watch};
 use crate::{
     error::Result,
-    human, plan,
-    postgres::Lsn,
+    human,
+    plan::window::{self, BackupMark, Depth, Timelines},
+    postgres::{ControlFile, Lsn, TimelineId},
+    report::words,
     repository::{BackupDocument, System},
 };
 
@@ -20,19 +23,12 @@ pub async fn run(_: &Args, context: &Context) -> Result<End> {
     let weaker = context.config()?.repository()?.check_then_put;
     let mut found = Vec::new();
     for system in System::all(&store, &cluster.name).await? {
-        let mut backups = Vec::new();
-        for backup in system.backups().await? {
-            let reach = plan::reach(&system, &backup).await?;
-            backups.push((backup, reach));
-        }
-        found.push((system, backups));
+        let backups = system.backups().await?;
+        found.push((timelines(&system, Depth::Ends, context).await?, backups));
     }
     let out = &context.output;
     if out.json {
-        let systems: Vec<_> = found
-            .iter()
-            .map(|(system, backups)| json!({ "system": system.document, "backups": documents(backups) }))
-            .collect();
+        let systems: Vec<_> = found.iter().map(|(timelines, backups)| document(timelines, backups)).collect();
         out.document(&json!({
             "repository": store.url(),
             "cluster": cluster.name,
@@ -48,17 +44,19 @@ pub async fn run(_: &Args, context: &Context) -> Result<End> {
             store.url()
         ));
     }
-    for (system, backups) in &found {
+    for (number, (timelines, _)) in found.iter().enumerate() {
+        let incarnation = timelines.system.incarnation;
         if found.len() > 1 {
-            out.line(out.paint(
-                Paint::Strong,
-                format_args!("system {} (PostgreSQL {})", system.folder.incarnation, system.document.postgres),
-            ));
+            let gap = if number > 0 { "\n" } else { "" };
+            let title = format!("system {incarnation} (PostgreSQL {})", timelines.system.postgres);
+            out.line(format_args!("{gap}{}", out.paint(Paint::Strong, title)));
         }
-        if backups.is_empty() {
-            out.line(format_args!("no backup of system {} yet; take one: walden backup", system.folder.incarnation));
+        if timelines.backups().is_empty() {
+            out.line(format_args!("no backup of system {incarnation} yet; take one: walden backup"));
         } else {
-            out.line(table(backups, context));
+            sum_up(timelines, context.clock.now(), context);
+            out.line("");
+            out.line(table(timelines, context));
         }
     }
     if found.is_empty() {
@@ -67,43 +65,113 @@ pub async fn run(_: &Args, context: &Context) -> Result<End> {
     Ok(End::Done)
 }
 
-/// The documents, each with `recoverable_to`: the end of the unbroken WAL after it, on its own timeline.
-fn documents(backups: &[(BackupDocument, Option<Lsn>)]) -> Vec<serde_json::Value> {
-    let document = |(backup, reach): &(BackupDocument, Option<Lsn>)| {
-        let mut document = json!(backup);
-        document["recoverable_to"] = json!(reach);
-        document
-    };
-    backups.iter().map(document).collect()
+/// The timelines of a system. When the data directory is at hand it tells which of them the cluster writes.
+pub async fn timelines(system: &System, depth: Depth, context: &Context) -> Result<Timelines> {
+    let mut timelines = window::timelines(system, depth, &watch(context)).await?;
+    if let Some(live) = written_here(&timelines, context) {
+        timelines.set_live(live);
+    }
+    Ok(timelines)
 }
 
-fn table(backups: &[(BackupDocument, Option<Lsn>)], context: &Context) -> Table {
+fn written_here(timelines: &Timelines, context: &Context) -> Option<TimelineId> {
+    let cluster = context.cluster().ok()?;
+    let control = ControlFile::read(cluster.pgdata().ok()?).ok()?;
+    let here = timelines.system.incarnation;
+    (control.system == here.system && cluster.incarnation == here.number).then_some(control.checkpoint_copy.timeline)
+}
+
+/// One line for the timeline that the cluster writes, one for each other that goes on beside it.
+fn sum_up(timelines: &Timelines, now: DateTime<Utc>, context: &Context) {
+    let out = &context.output;
+    let several = timelines.timelines.len() > 1;
+    for timeline in timelines.timelines.iter().rev() {
+        // What an ancestor holds beyond the fork is told where there is something.
+        let beside = !timeline.live && !timeline.windows.is_empty() && several;
+        if timeline.live || beside {
+            let name = if several { format!("timeline {}: ", timeline.timeline) } else { String::new() };
+            let words = words::recoverable(timeline, now);
+            let paint = if timeline.windows.is_empty() { Paint::Bad } else { Paint::Strong };
+            out.line(format_args!("{name}{}", if timeline.live { out.paint(paint, words) } else { words }));
+        }
+        for gap in &timeline.gaps {
+            out.line(format_args!("{} {}", out.paint(Paint::Bad, "gap:"), words::missing(gap)));
+        }
+        for end in timeline.windows.iter().filter_map(|w| match w.end {
+            window::WindowEnd::Missing { .. } => None,
+            _ => words::end(&w.end),
+        }) {
+            out.line(format_args!("{} {end}", out.paint(Paint::Bad, "broken:")));
+        }
+    }
+}
+
+/// The system with its backups' documents, each with how far recovery from it reaches on its own timeline.
+fn document(timelines: &Timelines, backups: &[BackupDocument]) -> serde_json::Value {
+    let marks = timelines.backups();
+    let document = |backup: &BackupDocument| {
+        let mark = marks.iter().find(|mark| mark.id == backup.id);
+        let mut document = json!(backup);
+        document["recoverable_to"] = json!(mark.and_then(|m| m.recoverable_to));
+        document["until"] = json!(mark.and_then(|m| m.until));
+        document["broken"] = json!(mark.and_then(|m| m.broken.as_ref()));
+        document
+    };
+    let ways: Vec<_> = timelines
+        .timelines
+        .iter()
+        .map(|t| json!({ "timeline": t.timeline, "live": t.live, "windows": t.windows, "gaps": t.gaps }))
+        .collect();
+    json!({
+        "system": timelines.system,
+        "timelines": ways,
+        "backups": backups.iter().map(document).collect::<Vec<_>>(),
+    })
+}
+
+fn table(timelines: &Timelines, context: &Context) -> Table {
     let mut table = Table::new([
         ("BACKUP", Align::Left),
-        ("TAKEN", Align::Left),
+        ("TL", Align::Right),
         ("SIZE", Align::Right),
         ("STORED", Align::Right),
-        ("TL", Align::Right),
         ("RECOVERABLE FROM", Align::Left),
         ("TO", Align::Left),
+        ("FROM LSN", Align::Left),
+        ("TO LSN", Align::Left),
         ("LABEL", Align::Left),
     ]);
-    for (backup, reach) in backups {
+    for backup in timelines.backups() {
+        let (to, lsn) = reach(backup, context);
         let mut label = backup.label.clone().unwrap_or_default();
-        if !backup.bad_pages.is_empty() {
-            let bad = format!("{} damaged pages", backup.bad_pages.len());
-            label = format!("{} {label}", context.output.paint(Paint::Bad, bad));
+        if backup.bad_pages > 0 {
+            label =
+                format!("{} {label}", context.output.paint(Paint::Bad, format!("{} damaged pages", backup.bad_pages)));
         }
         table.row([
             backup.id.to_string(),
-            human::time(backup.stopped),
+            backup.timeline.to_string(),
             human::size(backup.size),
             human::size(backup.stored),
-            backup.timeline.to_string(),
+            backup.from.time.map(human::time).unwrap_or_default(),
+            to,
             backup.stop_lsn.to_string(),
-            reach.map_or_else(|| context.output.paint(Paint::Bad, "its WAL is missing"), |lsn| lsn.to_string()),
+            lsn,
             label,
         ]);
     }
     table
+}
+
+/// How far recovery from a backup reaches: in time, and in the log.
+fn reach(backup: &BackupMark, context: &Context) -> (String, String) {
+    match (&backup.broken, backup.until) {
+        (None, Some(until)) => {
+            // A later window of the same row of segments may have ended before this backup began.
+            let time =
+                until.time.filter(|time| *time >= backup.stopped).map_or_else(|| "no commit since".into(), human::time);
+            (time, until.lsn.max(Lsn(backup.stop_lsn.0)).to_string())
+        }
+        _ => (context.output.paint(Paint::Bad, "its WAL is missing"), String::new()),
+    }
 }

@@ -17,6 +17,7 @@ mod survey;
 mod target;
 #[cfg(test)]
 mod tests;
+pub mod window;
 
 pub use find::{Edge, FindKind, FindReport, FindRequest, Finding, NamedDatabase, NamedRelation, find};
 pub use name::TableName;

@@ -1,0 +1,234 @@
+//! What of a system can be recovered: the tree of its timelines, the backups on them, and the windows that these and an
+//! unbroken row of segments open.
+//!
+//! This is made of listings, history files, the documents of backups and a handful of summaries at the ends of rows, so
+//! that it stays cheap on archives of a million segments. What only the records in the middle tell (a `wal_level =
+//! minimal`, a segment that does not go on from the one before it) is looked for when [`Depth::Records`] is asked for.
+
+mod edges;
+mod gather;
+mod rows;
+
+pub use gather::{Depth, timelines};
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::{
+    postgres::{Lsn, SegmentName, TimelineId},
+    repository::{BackupId, SystemDocument},
+};
+
+/// The timelines of one system.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Timelines {
+    /// The system.
+    pub system: SystemDocument,
+    /// Its timelines by their numbers, so that a parent comes before its children.
+    pub timelines: Vec<Timeline>,
+}
+
+impl Timelines {
+    /// The timeline that the cluster writes, as far as can be told.
+    #[must_use]
+    pub fn live(&self) -> Option<&Timeline> {
+        self.timelines.iter().find(|t| t.live)
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn get(&self, timeline: TimelineId) -> Option<&Timeline> {
+        self.timelines.iter().find(|t| t.timeline == timeline)
+    }
+
+    /// All backups, oldest first.
+    #[must_use]
+    pub fn backups(&self) -> Vec<&BackupMark> {
+        let mut backups: Vec<_> = self.timelines.iter().flat_map(|t| &t.backups).collect();
+        backups.sort_by_key(|b| b.id);
+        backups
+    }
+
+    /// Says which timeline the cluster writes: somebody has seen its server.
+    pub fn set_live(&mut self, live: TimelineId) {
+        if self.get(live).is_some() {
+            self.timelines.iter_mut().for_each(|t| t.live = t.timeline == live);
+        }
+    }
+}
+
+/// One timeline.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Timeline {
+    /// Its number.
+    pub timeline: TimelineId,
+    /// Whether the cluster writes it, as far as can be told: the one that was written last.
+    pub live: bool,
+    /// Where it left its parent; none of the first, nor where that is not known.
+    pub fork: Option<Fork>,
+    /// Why its history is not known. Nothing on it can be recovered then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lost_history: Option<String>,
+    /// How many segments of its own the archive has.
+    pub segments: u64,
+    /// The bytes of their objects.
+    pub stored: u64,
+    /// Its own unbroken rows of segments, oldest first.
+    pub rows: Vec<Row>,
+    /// What is missing between those rows, and between them and where it left its parent.
+    pub gaps: Vec<Gap>,
+    /// What can be recovered along it, its ancestors up to their forks included, oldest first.
+    pub windows: Vec<Window>,
+    /// The backups that were taken on it, oldest first.
+    pub backups: Vec<BackupMark>,
+}
+
+/// Where a timeline left its parent.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Fork {
+    /// The parent.
+    pub parent: TimelineId,
+    /// The first byte that is not the parent's.
+    pub lsn: Lsn,
+    /// Why, in PostgreSQL's words.
+    pub reason: String,
+    /// When the last transaction committed that it has from its parent.
+    pub left: Option<DateTime<Utc>>,
+    /// When the server was promoted.
+    pub promoted: Option<DateTime<Utc>>,
+}
+
+/// A place in the log, and a time that belongs to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Instant {
+    /// The address.
+    pub lsn: Lsn,
+    /// The time by the server's clock.
+    pub time: Option<DateTime<Utc>>,
+}
+
+/// An unbroken row of segments of one timeline.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// The first segment.
+    pub first: SegmentName,
+    /// The last segment.
+    pub last: SegmentName,
+    /// How many.
+    pub segments: u64,
+    /// Where it begins, and a time found near there.
+    pub from: Instant,
+    /// The end of its last whole record, and the last time found before that.
+    pub to: Instant,
+}
+
+/// Segments that are missing between others that are there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Gap {
+    /// The first that is missing.
+    pub first: SegmentName,
+    /// The last that is missing.
+    pub last: SegmentName,
+    /// How many.
+    pub segments: u64,
+    /// What is there before it.
+    pub from: Instant,
+    /// What is there after it.
+    pub to: Instant,
+}
+
+/// An unbroken interval of instants that can be recovered along a timeline.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Window {
+    /// Where its first backup is consistent, and the first full second that is certainly after that.
+    pub from: Instant,
+    /// The end of the last record that is proven, and when the last transaction before it committed; no time when none
+    /// did since `from`.
+    pub to: Instant,
+    /// The last commit: its transaction. Any target in time must lie before it, or be `latest`.
+    pub last_xid: Option<u32>,
+    /// The backups that it can begin with, oldest first.
+    pub backups: Vec<BackupId>,
+    /// The first segment.
+    pub first_segment: SegmentName,
+    /// The last segment.
+    pub last_segment: SegmentName,
+    /// How many.
+    pub segments: u64,
+    /// Why it goes no further.
+    pub end: WindowEnd,
+}
+
+/// Why a window goes no further.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "why", rename_all = "kebab-case")]
+pub enum WindowEnd {
+    /// Nothing later is in the archive.
+    Archive,
+    /// A segment is missing.
+    Missing {
+        /// The first.
+        segment: SegmentName,
+    },
+    /// The object of a segment is damaged.
+    Damaged {
+        /// The segment.
+        segment: SegmentName,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The server was started with `wal_level = minimal`.
+    Minimal {
+        /// Where the log says so.
+        at: Lsn,
+    },
+    /// The records do not go on.
+    Broken {
+        /// Where.
+        at: Lsn,
+        /// What is wrong there.
+        what: String,
+    },
+}
+
+/// A backup, and whether it can be used.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BackupMark {
+    /// Its id.
+    pub id: BackupId,
+    /// What the user called it.
+    pub label: Option<String>,
+    /// The timeline it was taken on.
+    pub timeline: TimelineId,
+    /// Where replay starts.
+    pub start_lsn: Lsn,
+    /// Where it is consistent.
+    pub stop_lsn: Lsn,
+    /// When it began.
+    pub started: DateTime<Utc>,
+    /// When it was complete.
+    pub stopped: DateTime<Utc>,
+    /// The size of the cluster's files in bytes.
+    pub size: u64,
+    /// Bytes that it added to the repository.
+    pub stored: u64,
+    /// How many pages had wrong checksums.
+    pub bad_pages: usize,
+    /// Why it cannot be used.
+    pub broken: Option<Broken>,
+    /// From where on it can be used.
+    pub from: Instant,
+    /// The end of the unbroken row of segments after it on its own timeline.
+    pub recoverable_to: Option<Lsn>,
+    /// How far recovery from it reaches on its own timeline.
+    pub until: Option<Instant>,
+}
+
+/// Why a backup cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Broken {
+    /// In words.
+    pub why: String,
+    /// The segments that it needs itself and that are missing.
+    pub missing: Vec<SegmentName>,
+}

@@ -1,0 +1,188 @@
+//! What summaries tell of the ends of a row of segments: times, the last commit, and where recovery cannot go on.
+
+use chrono::{DateTime, Utc};
+
+use super::WindowEnd;
+use crate::{
+    error::{Error, Kind, Result},
+    interrupt::Interrupt,
+    postgres::{Lsn, SegmentName},
+    progress::Progress,
+    repository::{
+        System,
+        summaries::{Need, SegmentSummary},
+    },
+    wal::{Ended, Ending, Fact, Told, WalLevel},
+};
+
+/// How many segments are looked through, from the end of a row backwards, for a commit.
+const BACK: [usize; 4] = [2, 6, 24, 96];
+
+/// A place that no recovery can pass.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Break {
+    /// Nothing from here on can be reached from before it.
+    pub at: Lsn,
+    /// Why.
+    pub end: WindowEnd,
+    /// The last commit that was seen before it.
+    pub last_commit: Option<Ended>,
+}
+
+/// What a walk over summaries has seen.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Seen {
+    /// The end of the last whole record.
+    pub end: Option<Lsn>,
+    /// The last commit.
+    pub last_commit: Option<Ended>,
+    /// The first time in it: of a commit, an abort, a checkpoint.
+    pub first_time: Option<DateTime<Utc>>,
+    /// The greatest time in it.
+    pub last_time: Option<DateTime<Utc>>,
+    /// Where no recovery passes, by LSN.
+    pub breaks: Vec<Break>,
+    /// The start of the record that was seen last.
+    last: Option<Lsn>,
+}
+
+impl Seen {
+    fn add(&mut self, found: &SegmentSummary) {
+        let summary = &found.summary;
+        if let (Some(last), Some(prev), Some(first)) = (self.last, summary.prev, summary.first)
+            && last != prev
+        {
+            let what = format!("the record at {first} follows {prev}, and the one before it in the archive is {last}");
+            self.stop(first, WindowEnd::Broken { at: first, what });
+        }
+        self.last = summary.last.or(self.last);
+        if let Some(told) = summary.turns.items.iter().find(|told| says_minimal(&told.fact)) {
+            self.last_commit = summary.first_commit.clone().filter(|c| c.lsn < told.lsn).or(self.last_commit.take());
+            self.stop(told.lsn, WindowEnd::Minimal { at: told.lsn });
+        }
+        if summary.records > 0 {
+            self.end = Some(summary.end);
+        }
+        self.last_commit = summary.last_commit.clone().or(self.last_commit.take());
+        let times =
+            summary.turns.items.iter().filter_map(time_of).chain(summary.times.into_iter().flat_map(|t| [t.0, t.1]));
+        for time in times {
+            self.first_time = Some(self.first_time.map_or(time, |first| first.min(time)));
+            self.last_time = Some(self.last_time.map_or(time, |last| last.max(time)));
+        }
+        if let Ending::Broken { at, why } = &summary.ending {
+            self.stop(*at, WindowEnd::Broken { at: *at, what: why.clone() });
+        }
+    }
+
+    fn stop(&mut self, at: Lsn, end: WindowEnd) {
+        self.breaks.push(Break { at, end, last_commit: self.last_commit.clone() });
+    }
+}
+
+fn says_minimal(fact: &Fact) -> bool {
+    let level = match fact {
+        Fact::ParameterChange(parameters) => parameters.wal_level,
+        Fact::Checkpoint(checkpoint) => checkpoint.wal_level,
+        Fact::CheckpointRedo { wal_level } | Fact::EndOfRecovery { wal_level, .. } => *wal_level,
+        _ => None,
+    };
+    level == Some(WalLevel::Minimal)
+}
+
+fn time_of(told: &Told) -> Option<DateTime<Utc>> {
+    match &told.fact {
+        Fact::Checkpoint(checkpoint) => Some(checkpoint.time),
+        Fact::EndOfRecovery { time, .. } | Fact::RestorePoint { time, .. } => Some(*time),
+        _ => None,
+    }
+}
+
+/// Whether another object would have to be found: nothing can be said of what this one holds.
+fn is_lost(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Damaged | Kind::NotFound)
+}
+
+/// Walks the summaries of segments that follow each other. Damaged objects are breaks, not errors.
+pub(super) async fn walk(
+    system: &System,
+    segments: &[(SegmentName, u64)],
+    progress: &dyn Progress,
+    interrupt: &Interrupt,
+) -> Result<Seen> {
+    let mut seen = Seen::default();
+    let mut at = 0;
+    while at < segments.len() {
+        let mut coming = system.summaries(segments[at..].to_vec(), Need::Planning);
+        let error = loop {
+            interrupt.check()?;
+            match coming.next().await {
+                Ok(Some(found)) => {
+                    seen.add(&found);
+                    progress.advance(system.document.segment_size.bytes());
+                    at += 1;
+                }
+                Ok(None) => return Ok(seen),
+                Err(error) if is_lost(&error) => break error,
+                Err(error) => return Err(error),
+            }
+        };
+        // Summaries are read ahead: which of the next ones is it?
+        let mut error = Some(error);
+        while let (Some((name, length)), Some(last_error)) = (segments.get(at), error.take()) {
+            match system.summaries(vec![(*name, *length)], Need::Planning).next().await {
+                Ok(found) => {
+                    found.iter().for_each(|found| seen.add(found));
+                    error = Some(last_error);
+                }
+                Err(damage) if is_lost(&damage) => {
+                    let start = name.start(system.document.segment_size)?;
+                    seen.stop(start, WindowEnd::Damaged { segment: *name, what: damage.to_string() });
+                    seen.last = None;
+                }
+                Err(error) => return Err(error),
+            }
+            at += 1;
+        }
+    }
+    Ok(seen)
+}
+
+/// What the end of a row of segments tells: its last two, so that a record over both counts.
+pub(super) async fn ends(
+    system: &System,
+    segments: &[(SegmentName, u64)],
+    progress: &dyn Progress,
+    interrupt: &Interrupt,
+) -> Result<Seen> {
+    let two = &segments[segments.len().saturating_sub(2)..];
+    let mut seen = walk(system, two, progress, interrupt).await?;
+    if segments.len() > 2 {
+        seen.first_time = walk(system, &segments[..1], progress, interrupt).await?.first_time.or(seen.first_time);
+    }
+    Ok(seen)
+}
+
+/// The last commit in a row of segments, before `before`; looked for from the end backwards, through [`BACK`] segments.
+pub(super) async fn last_commit(
+    system: &System,
+    segments: &[(SegmentName, u64)],
+    before: Lsn,
+    interrupt: &Interrupt,
+) -> Result<Option<Ended>> {
+    let mut end = segments.len();
+    for count in BACK {
+        let start = end.saturating_sub(count);
+        let seen = walk(system, &segments[start..end], &crate::progress::Unwatched, interrupt).await?;
+        let found = seen.breaks.first().map_or(seen.last_commit, |b| b.last_commit.clone());
+        if let Some(commit) = found.filter(|commit| commit.lsn < before) {
+            return Ok(Some(commit));
+        }
+        if start == 0 {
+            break;
+        }
+        // One segment again, for the record that reaches into the one after it.
+        end = start + 1;
+    }
+    Ok(None)
+}

@@ -1,0 +1,446 @@
+//! Gathers what is known of a system into its [`Timelines`].
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use chrono::{DateTime, DurationRound, TimeDelta, Utc};
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::{
+    BackupMark, Broken, Fork, Gap, Instant, Row, Timeline, Timelines, Window, WindowEnd,
+    edges::{self, Break, Seen},
+    rows::{self, Listing, Run},
+};
+use crate::{
+    error::{Kind, Result},
+    plan::{
+        Watch,
+        path::{lies_on, segment_on},
+        scan,
+    },
+    postgres::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId},
+    progress::Unwatched,
+    repository::{BackupDocument, System},
+    wal::{Fact, Record},
+};
+
+/// Rows whose ends are read at a time.
+const PARALLEL: usize = 8;
+/// How many segments before a place are looked through for the last commit there.
+const BACK: u64 = 128;
+
+/// How closely is looked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// At the ends of each unbroken row of segments.
+    Ends,
+    /// At the summary of each segment: whether each goes on from the one before it, whether its object is whole, and
+    /// where the log says `wal_level = minimal`.
+    Records,
+}
+
+/// The timelines of a system, with everything that lies on them.
+pub async fn timelines(system: &System, depth: Depth, watch: &Watch) -> Result<Timelines> {
+    let backups = system.backups().await?;
+    let mut ids: BTreeSet<TimelineId> = system.timelines().await?.into_iter().collect();
+    ids.extend(backups.iter().map(|b| b.timeline));
+    let mut listing = Listing::default();
+    let mut histories = BTreeMap::new();
+    for &id in &ids {
+        listing.add(id, system.segments(id, None, None).await?, system.document.segment_size);
+        let history = match system.history(id).await {
+            Err(error) if error.kind() == Kind::NotFound => Err(format!("{}.history is missing", id.hex())),
+            Err(error) if error.kind() == Kind::Damaged => Err(error.to_string()),
+            history => Ok(history?),
+        };
+        histories.insert(id, history);
+    }
+    let size = system.document.segment_size;
+    let mut gather = Gather { system, depth, watch, size, listing, histories, backups, seen: HashMap::new() };
+    gather.look().await?;
+    gather.put_together().await
+}
+
+struct Gather<'a> {
+    system: &'a System,
+    depth: Depth,
+    watch: &'a Watch,
+    size: SegmentSize,
+    listing: Listing,
+    /// Of each timeline; or why it is not known.
+    histories: BTreeMap<TimelineId, std::result::Result<TimelineHistory, String>>,
+    backups: Vec<BackupDocument>,
+    /// What was seen of each row, by its last segment.
+    seen: HashMap<SegmentName, Seen>,
+}
+
+/// A part of a run that recovery can pass from end to end.
+struct Stretch {
+    from: Lsn,
+    to: Lsn,
+    stop: Option<Break>,
+}
+
+impl Gather<'_> {
+    /// Looks at the ends of every row, or at all of it.
+    async fn look(&mut self) -> Result<()> {
+        let mut rows = Vec::new();
+        for (&timeline, history) in &self.histories {
+            let runs = history.as_ref().map(|h| self.listing.runs(h, self.size)).unwrap_or_default();
+            for row in self.listing.rows(timeline) {
+                // With the one before it on the path: whether it goes on from there is looked at, too.
+                let run =
+                    runs.iter().find(|r| r.holds(row.start)).map(|r| r.within(row.start.saturating_sub(1), row.end));
+                let run = run.unwrap_or_else(|| Run { pieces: vec![(timeline, row.clone())] });
+                rows.push(self.listing.segments(&run));
+            }
+        }
+        let bytes = rows.iter().map(|r| r.len() as u64).sum::<u64>() * self.size.bytes();
+        let progress = if self.depth == Depth::Records { self.watch.progress.clone() } else { Arc::new(Unwatched) };
+        progress.start("reading what the WAL holds", Some(bytes));
+        let (system, depth, interrupt) = (self.system, self.depth, &self.watch.interrupt);
+        let look = |segments: Vec<(SegmentName, u64)>| {
+            let progress = progress.clone();
+            async move {
+                let seen = match depth {
+                    Depth::Ends => edges::ends(system, &segments, &*progress, interrupt).await?,
+                    Depth::Records => edges::walk(system, &segments, &*progress, interrupt).await?,
+                };
+                Ok(segments.last().map(|(name, _)| (*name, seen)))
+            }
+        };
+        let seen: Result<Vec<_>> =
+            stream::iter(rows.into_iter().map(look)).buffer_unordered(PARALLEL).try_collect().await;
+        progress.finish();
+        self.seen = seen?.into_iter().flatten().collect();
+        Ok(())
+    }
+
+    async fn put_together(&mut self) -> Result<Timelines> {
+        let mut timelines: Vec<Timeline> = Vec::new();
+        let mut breaks: BTreeMap<TimelineId, Vec<Break>> = BTreeMap::new();
+        let mut gaps: BTreeMap<TimelineId, Vec<Gap>> = BTreeMap::new();
+        for (timeline, history) in self.histories.clone() {
+            let (segments, stored) = self.listing.count(timeline);
+            let mut made = Timeline {
+                timeline,
+                live: false,
+                fork: None,
+                lost_history: history.as_ref().err().cloned(),
+                segments,
+                stored,
+                rows: self.rows(timeline)?,
+                gaps: Vec::new(),
+                windows: Vec::new(),
+                backups: Vec::new(),
+            };
+            if let Ok(history) = &history {
+                let runs = self.listing.runs(history, self.size);
+                made.fork = self.fork(history, &runs).await?;
+                let mut here = self.breaks(history, &runs, &breaks);
+                made.windows = self.windows(history, &runs, &mut here).await?;
+                breaks.insert(timeline, here);
+                for (on, gap) in self.gaps(history, &runs)? {
+                    let known = gaps.entry(on).or_default();
+                    if !known.iter().any(|g| g.first == gap.first) {
+                        known.push(gap);
+                    }
+                }
+            }
+            made.backups = self.marks(timeline, &made.windows);
+            timelines.push(made);
+        }
+        for timeline in &mut timelines {
+            timeline.gaps = gaps.remove(&timeline.timeline).unwrap_or_default();
+            timeline.gaps.sort_by_key(|g| g.first);
+        }
+        let mut timelines = Timelines { system: self.system.document.clone(), timelines };
+        if let Some(live) = timelines.timelines.iter().max_by_key(|t| (last_sign(t), t.timeline)).map(|t| t.timeline) {
+            timelines.set_live(live);
+        }
+        Ok(timelines)
+    }
+
+    fn rows(&self, timeline: TimelineId) -> Result<Vec<Row>> {
+        let mut rows = Vec::new();
+        for row in self.listing.rows(timeline) {
+            let name = |number| SegmentName::from_number(timeline, number, self.size);
+            let (Some(first), Some(last)) = (name(row.start), name(row.end - 1)) else { continue };
+            let seen = self.seen.get(&last).cloned().unwrap_or_default();
+            rows.push(Row {
+                first,
+                last,
+                segments: row.end - row.start,
+                from: Instant { lsn: first.start(self.size)?, time: seen.first_time },
+                to: Instant { lsn: seen.end.unwrap_or(last.start(self.size)?), time: seen.last_time },
+            });
+        }
+        Ok(rows)
+    }
+
+    /// What the fork segment tells of the fork.
+    async fn fork(&self, history: &TimelineHistory, runs: &[Run]) -> Result<Option<Fork>> {
+        let Some(entry) = history.ancestors.last() else { return Ok(None) };
+        let (switch, number) = (entry.switch, self.size.number_of(entry.switch));
+        let mut told: (Option<DateTime<Utc>>, Option<DateTime<Utc>>) = (None, None);
+        if let Some(run) = runs.iter().find(|r| r.holds(number)) {
+            let segments: Vec<_> =
+                self.listing.segments(&run.within(number, number + 1)).into_iter().map(|(name, _)| name).collect();
+            let interrupt = self.watch.interrupt.clone();
+            let see = move |told: &mut (_, _), record: &Record| see_fork(told, record, switch);
+            match scan::walk(self.system, segments, Arc::new(Unwatched), interrupt, told, see).await {
+                Ok((seen, _)) => told = seen,
+                Err(error) if matches!(error.kind(), Kind::Damaged | Kind::Unavailable) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // Nothing was committed in that segment before the fork: some time earlier, then.
+        let before = runs.iter().find(|r| number > 0 && r.holds(number - 1));
+        if let (None, Some(run)) = (told.0, before) {
+            told.0 = self.last_commit(run, number, switch).await?.map(|c| c.time);
+        }
+        let (left, promoted) = told;
+        Ok(Some(Fork { parent: entry.timeline, lsn: switch, reason: entry.reason.clone(), left, promoted }))
+    }
+
+    async fn last_commit(&self, run: &Run, end: u64, before: Lsn) -> Result<Option<crate::wal::Ended>> {
+        let segments = self.listing.segments(&run.within(end.saturating_sub(BACK), end));
+        edges::last_commit(self.system, &segments, before, &self.watch.interrupt).await
+    }
+
+    /// Where no recovery along the path passes: what holds for the parent up to the fork, and what was seen since.
+    fn breaks(&self, history: &TimelineHistory, runs: &[Run], known: &BTreeMap<TimelineId, Vec<Break>>) -> Vec<Break> {
+        let parent = history.ancestors.last();
+        let mut breaks: Vec<Break> = parent
+            .and_then(|entry| Some((entry.switch, known.get(&entry.timeline)?)))
+            .map(|(switch, known)| known.iter().filter(|b| b.at < switch).cloned().collect())
+            .unwrap_or_default();
+        for (timeline, numbers) in runs.iter().flat_map(|run| &run.pieces).filter(|(t, _)| *t == history.timeline) {
+            let last = SegmentName::from_number(*timeline, numbers.end - 1, self.size);
+            breaks.extend(last.and_then(|last| self.seen.get(&last)).into_iter().flat_map(|seen| seen.breaks.clone()));
+        }
+        breaks.sort_by_key(|b| b.at);
+        breaks.dedup_by_key(|b| b.at);
+        breaks
+    }
+
+    async fn windows(
+        &mut self,
+        history: &TimelineHistory,
+        runs: &[Run],
+        breaks: &mut Vec<Break>,
+    ) -> Result<Vec<Window>> {
+        let mut windows = Vec::new();
+        for (index, run) in runs.iter().enumerate() {
+            let candidates: Vec<BackupDocument> =
+                self.backups.iter().filter(|b| lies_on(b, history) && self.is_whole(run, b)).cloned().collect();
+            if candidates.is_empty() {
+                continue;
+            }
+            let seen = self.end_of(run).await?;
+            breaks.extend(
+                seen.breaks.iter().filter(|b| !breaks.iter().any(|k| k.at == b.at)).cloned().collect::<Vec<_>>(),
+            );
+            breaks.sort_by_key(|b| b.at);
+            for stretch in self.stretches(run, breaks) {
+                let mut usable: Vec<&BackupDocument> =
+                    candidates.iter().filter(|b| b.start_lsn >= stretch.from && b.stop_lsn <= stretch.to).collect();
+                usable.sort_by_key(|b| b.start_lsn);
+                if !usable.is_empty() {
+                    let next = runs.get(index + 1).and_then(|_| segment_on(history, run.end(), self.size));
+                    windows.extend(self.window(run, &stretch, &usable, &seen, next).await?);
+                }
+            }
+        }
+        Ok(windows)
+    }
+
+    /// Whether a run has everything that the backup itself needs.
+    fn is_whole(&self, run: &Run, backup: &BackupDocument) -> bool {
+        let last = backup.last_segment.number(self.size);
+        run.holds(self.size.number_of(backup.start_lsn)) && last.is_ok_and(|last| run.holds(last))
+    }
+
+    /// What was seen of the end of a run; where a path leaves a row before its end, that is looked at now.
+    async fn end_of(&mut self, run: &Run) -> Result<Seen> {
+        let segments = self.listing.segments(&run.within(run.end().saturating_sub(2), run.end()));
+        let Some((last, _)) = segments.last() else { return Ok(Seen::default()) };
+        if let Some(seen) = self.seen.get(last) {
+            return Ok(seen.clone());
+        }
+        let seen = edges::ends(self.system, &segments, &Unwatched, &self.watch.interrupt).await?;
+        self.seen.insert(*last, seen.clone());
+        Ok(seen)
+    }
+
+    fn stretches(&self, run: &Run, breaks: &[Break]) -> Vec<Stretch> {
+        let end = Lsn(run.end() * self.size.bytes());
+        let start = Lsn(run.first() * self.size.bytes());
+        let (mut from, mut stretches) = (start, Vec::new());
+        for stop in breaks.iter().filter(|b| (start..end).contains(&b.at)) {
+            stretches.push(Stretch { from, to: stop.at, stop: Some(stop.clone()) });
+            from = stop.at;
+        }
+        stretches.push(Stretch { from, to: end, stop: None });
+        stretches
+    }
+
+    async fn window(
+        &self,
+        run: &Run,
+        stretch: &Stretch,
+        usable: &[&BackupDocument],
+        seen: &Seen,
+        next: Option<SegmentName>,
+    ) -> Result<Option<Window>> {
+        let Some(oldest) = usable.first() else { return Ok(None) };
+        let (to, commit) = match &stretch.stop {
+            None => (seen.end.unwrap_or(stretch.to), seen.last_commit.clone()),
+            Some(stop) => (stop.at, stop.last_commit.clone()),
+        };
+        let last = self.size.number_of(Lsn(to.0.saturating_sub(1)));
+        let commit = match commit {
+            Some(commit) => Some(commit),
+            // A commit before the backup was consistent is of no use.
+            None => self.last_commit(&run.within(self.size.number_of(oldest.stop_lsn), u64::MAX), last + 1, to).await?,
+        };
+        let commit = commit.filter(|commit| commit.lsn >= oldest.stop_lsn);
+        let segments = run.within(self.size.number_of(oldest.start_lsn), last + 1);
+        let first = segments.pieces.first().and_then(|(t, n)| SegmentName::from_number(*t, n.start, self.size));
+        let end = segments.pieces.last().and_then(|(t, n)| SegmentName::from_number(*t, n.end - 1, self.size));
+        let (Some(first_segment), Some(last_segment)) = (first, end) else { return Ok(None) };
+        Ok(Some(Window {
+            from: consistent(oldest, commit.as_ref().map(|c| c.time)),
+            to: Instant { lsn: to.max(oldest.stop_lsn), time: commit.as_ref().map(|c| c.time) },
+            last_xid: commit.map(|c| c.xid),
+            backups: usable.iter().map(|b| b.id).collect(),
+            first_segment,
+            last_segment,
+            segments: segments.end() - segments.first(),
+            end: match (&stretch.stop, next) {
+                (Some(stop), _) => stop.end.clone(),
+                (None, Some(segment)) => WindowEnd::Missing { segment },
+                (None, None) => WindowEnd::Archive,
+            },
+        }))
+    }
+
+    /// The gaps of a path, each with the timeline that would have it.
+    fn gaps(&self, history: &TimelineHistory, runs: &[Run]) -> Result<Vec<(TimelineId, Gap)>> {
+        let mut gaps = Vec::new();
+        for (timeline, numbers) in rows::gaps(runs, history, self.size) {
+            let name = |number| SegmentName::from_number(timeline, number, self.size);
+            let (Some(first), Some(last)) = (name(numbers.start), name(numbers.end - 1)) else { continue };
+            let before = runs.iter().rev().find(|r| r.end() <= numbers.start).and_then(|r| r.pieces.last());
+            let after = runs.iter().find(|r| r.first() >= numbers.end).and_then(|r| r.pieces.first());
+            let seen = |piece: Option<&(TimelineId, std::ops::Range<u64>)>,
+                        number: fn(&std::ops::Range<u64>) -> u64| {
+                let (timeline, numbers) = piece?;
+                let row = self.listing.rows(*timeline).iter().find(|row| row.contains(&number(numbers)))?;
+                self.seen.get(&SegmentName::from_number(*timeline, row.end - 1, self.size)?)
+            };
+            gaps.push((
+                timeline,
+                Gap {
+                    first,
+                    last,
+                    segments: numbers.end - numbers.start,
+                    from: Instant {
+                        lsn: first.start(self.size)?,
+                        time: seen(before, |n| n.end - 1).and_then(|seen| seen.last_time),
+                    },
+                    to: Instant {
+                        lsn: Lsn(numbers.end * self.size.bytes()),
+                        time: seen(after, |n| n.start).and_then(|seen| seen.first_time),
+                    },
+                },
+            ));
+        }
+        Ok(gaps)
+    }
+
+    fn marks(&self, timeline: TimelineId, windows: &[Window]) -> Vec<BackupMark> {
+        let own = self.backups.iter().filter(|b| b.timeline == timeline);
+        own.map(|backup| {
+            let window = windows.iter().find(|w| w.backups.contains(&backup.id));
+            BackupMark {
+                id: backup.id,
+                label: backup.label.clone(),
+                timeline,
+                start_lsn: backup.start_lsn,
+                stop_lsn: backup.stop_lsn,
+                started: backup.started,
+                stopped: backup.stopped,
+                size: backup.size,
+                stored: backup.stored,
+                bad_pages: backup.bad_pages.len(),
+                broken: if window.is_some() { None } else { Some(self.why_broken(backup)) },
+                from: consistent(backup, window.and_then(|w| w.to.time)),
+                recoverable_to: window.and_then(|_| self.row_end(backup)),
+                until: window.map(|w| w.to),
+            }
+        })
+        .collect()
+    }
+
+    fn row_end(&self, backup: &BackupDocument) -> Option<Lsn> {
+        let history = self.histories.get(&backup.timeline)?.as_ref().ok()?;
+        let runs = self.listing.runs(history, self.size);
+        runs.iter().find(|run| self.is_whole(run, backup)).map(|run| Lsn(run.end() * self.size.bytes()))
+    }
+
+    fn why_broken(&self, backup: &BackupDocument) -> Broken {
+        let history = match self.histories.get(&backup.timeline) {
+            Some(Ok(history)) => history,
+            Some(Err(lost)) => return Broken { why: lost.clone(), missing: Vec::new() },
+            None => return Broken { why: "its timeline is not known".into(), missing: Vec::new() },
+        };
+        let runs = self.listing.runs(history, self.size);
+        let last = backup.last_segment.number(self.size).unwrap_or_default();
+        let needed = self.size.number_of(backup.start_lsn)..=last;
+        let missing: Vec<SegmentName> = needed
+            .filter(|number| !runs.iter().any(|run| run.holds(*number)))
+            .filter_map(|number| segment_on(history, number, self.size))
+            .collect();
+        let why = match missing.as_slice() {
+            [] => "the WAL that it needs itself cannot be replayed".to_owned(),
+            [one] => format!("segment {one}, which it needs itself, is missing"),
+            [first, .., last] => {
+                format!("{} segments that it needs itself are missing, {first} to {last}", missing.len())
+            }
+        };
+        Broken { why, missing }
+    }
+}
+
+/// From where on a backup can be used. Its log tells the time of its checkpoint to the second alone: the next full
+/// second is the first that certainly lies behind it, unless the window ends before that.
+fn consistent(backup: &BackupDocument, end: Option<DateTime<Utc>>) -> Instant {
+    let next = backup.stopped.duration_trunc(TimeDelta::seconds(1)).unwrap_or(backup.stopped) + TimeDelta::seconds(1);
+    let time = end.filter(|end| *end >= backup.stopped).map_or(next, |end| next.min(end));
+    Instant { lsn: backup.stop_lsn, time: Some(time) }
+}
+
+fn see_fork(
+    (left, promoted): &mut (Option<DateTime<Utc>>, Option<DateTime<Utc>>),
+    record: &Record,
+    switch: Lsn,
+) -> ControlFlow<()> {
+    match &record.fact {
+        Fact::Commit(end) if record.start < switch => *left = Some(end.time),
+        Fact::EndOfRecovery { time, .. } if record.start >= switch => *promoted = Some(*time),
+        Fact::Checkpoint(checkpoint) if record.start >= switch => *promoted = Some(checkpoint.time),
+        Fact::Commit(end) if record.start >= switch => *promoted = Some(end.time),
+        _ => {}
+    }
+    if promoted.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+}
+
+/// The last time that anything was written on a timeline.
+fn last_sign(timeline: &Timeline) -> Option<DateTime<Utc>> {
+    let rows = timeline.rows.iter().filter_map(|row| row.to.time);
+    let backups = timeline.backups.iter().map(|b| b.stopped);
+    let fork = timeline.fork.iter().filter_map(|f| f.promoted);
+    rows.chain(backups).chain(fork).max()
+}

@@ -1,0 +1,72 @@
+//! Sentences about windows: the same in every place that tells them.
+
+use chrono::{DateTime, Utc};
+
+use crate::{
+    human,
+    plan::window::{Gap, Timeline, Window, WindowEnd},
+};
+
+/// How long ago `then` was, as far as the clocks agree.
+#[must_use]
+pub fn ago(then: DateTime<Utc>, now: DateTime<Utc>) -> String {
+    human::duration((now - then).to_std().unwrap_or_default())
+}
+
+/// `from 2026-11-21 01:45:12 UTC to 2026-11-21 09:58:03 UTC`.
+#[must_use]
+pub fn window(window: &Window) -> String {
+    let from = window.from.time.map_or_else(|| window.from.lsn.to_string(), human::time);
+    match window.to.time {
+        Some(to) => format!("from {from} to {}", human::time(to)),
+        None => format!("at {from} (nothing was committed since)"),
+    }
+}
+
+/// What can be recovered along a timeline, in one line.
+#[must_use]
+pub fn recoverable(timeline: &Timeline, now: DateTime<Utc>) -> String {
+    let Some(last) = timeline.windows.last() else {
+        return match &timeline.lost_history {
+            Some(lost) => format!("nothing can be recovered: {lost}"),
+            None if timeline.backups.is_empty() => "nothing can be recovered: there is no backup".into(),
+            None => "nothing can be recovered: no backup has the WAL that it needs".into(),
+        };
+    };
+    let all: Vec<String> = timeline.windows.iter().map(window).collect();
+    format!("recoverable {}; {}", all.join(", and "), age(last, now))
+}
+
+/// How old the end of the last window is.
+#[must_use]
+pub fn age(window: &Window, now: DateTime<Utc>) -> String {
+    match (window.to.time, &window.end) {
+        (Some(to), WindowEnd::Archive) => format!("the last archived commit is {} old", ago(to, now)),
+        (Some(to), _) => format!("the last commit that can be reached is {} old", ago(to, now)),
+        (None, _) => match window.from.time {
+            Some(from) => format!("the backup is {} old", ago(from, now)),
+            None => "no time is known".into(),
+        },
+    }
+}
+
+/// `3 segments are missing, 000000010000000000000004 to 000000010000000000000006`.
+#[must_use]
+pub fn missing(gap: &Gap) -> String {
+    match gap.segments {
+        1 => format!("segment {} is missing", gap.first),
+        many => format!("{many} segments are missing, {} to {}", gap.first, gap.last),
+    }
+}
+
+/// Why a window goes no further, when that is not simply the end of the archive.
+#[must_use]
+pub fn end(end: &WindowEnd) -> Option<String> {
+    Some(match end {
+        WindowEnd::Archive => return None,
+        WindowEnd::Missing { segment } => format!("segment {segment} is missing"),
+        WindowEnd::Damaged { segment, what } => format!("segment {segment} is damaged: {what}"),
+        WindowEnd::Minimal { at } => format!("at {at} the server was started with wal_level = minimal"),
+        WindowEnd::Broken { at, what } => format!("the WAL cannot be read at {at}: {what}"),
+    })
+}
