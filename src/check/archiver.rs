@@ -23,7 +23,7 @@ pub(super) async fn archiver(server: &Server, proven: bool) -> Line {
     let mut status = server.session.archiver().await;
     for _ in 0..PATIENCE {
         match &status {
-            Ok(status) if proven && is_failing(status) => {}
+            Ok(status) if proven && status.is_failing() => {}
             _ => break,
         }
         tokio::time::sleep(PAUSE).await;
@@ -35,14 +35,9 @@ pub(super) async fn archiver(server: &Server, proven: bool) -> Line {
     }
 }
 
-fn is_failing(status: &ArchiverStatus) -> bool {
-    let archived = status.last_archived.map(|(_, at)| at);
-    status.last_failed.is_some_and(|(_, at)| archived.is_none_or(|archived| at > archived))
-}
-
 fn judge(status: &ArchiverStatus) -> Line {
     match status.last_failed {
-        Some((file, at)) if is_failing(status) => Line::fail(
+        Some((file, at)) if status.is_failing() => Line::fail(
             NAME,
             format!("archive_command failed last, on {file} at {}, {} times in all", human::time(at), status.failed),
             "the server's log says why",

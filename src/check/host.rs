@@ -1,24 +1,17 @@
 //! What can be seen on this host without asking anybody: files, programs, free space.
 
 use std::{
-    fs, io,
+    fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use super::{Line, Request};
 use crate::{
     config::Origin,
     error::Result,
-    human,
-    postgres::{ControlFile, account::Account},
+    postgres::{ControlFile, account::Account, archive_status::Waiting},
 };
-
-/// More segments than this wait only where archiving does not keep up.
-const MANY_READY: usize = 16;
-/// A segment that waits longer than this is stuck.
-const LONG_READY: Duration = Duration::from_secs(600);
 
 /// What was seen.
 #[derive(Debug)]
@@ -29,8 +22,8 @@ pub(super) struct Host {
     pub control: Result<ControlFile>,
     /// The user that the server and its `archive_command` run as: the owner of the data directory.
     pub owner: Option<Account>,
-    /// The files of `pg_wal` that wait to be archived, and for how long the oldest has.
-    ready: Option<(usize, Duration)>,
+    /// The files of `pg_wal` that wait to be archived.
+    ready: Option<Waiting>,
 }
 
 /// Looks at one thing; `None` where it is not there to be judged.
@@ -44,25 +37,9 @@ impl Host {
         let control = request.cluster.pgdata().and_then(ControlFile::read);
         let pgdata = request.cluster.pgdata().ok().map(Path::to_path_buf);
         let owner = pgdata.as_ref().and_then(|p| fs::metadata(p).ok()).map(|m| Account::of(m.uid(), m.gid()));
-        let ready = pgdata.as_ref().and_then(|p| waiting(&p.join("pg_wal/archive_status")).ok());
+        let ready = pgdata.as_ref().and_then(|p| Waiting::of(p).ok());
         Self { pgdata, control, owner, ready }
     }
-}
-
-/// How many `.ready` files there are, and how old the oldest is.
-fn waiting(status: &Path) -> io::Result<(usize, Duration)> {
-    let (mut count, mut oldest) = (0, Duration::ZERO);
-    for entry in fs::read_dir(status)? {
-        let entry = entry?;
-        if entry.path().extension().is_none_or(|e| e != "ready") {
-            continue;
-        }
-        // One that was archived in this moment is gone.
-        let Ok(made) = entry.metadata().and_then(|m| m.modified()) else { continue };
-        count += 1;
-        oldest = oldest.max(made.elapsed().unwrap_or_default());
-    }
-    Ok((count, oldest))
 }
 
 fn configuration(host: &Host, request: &Request<'_>) -> Option<Line> {
@@ -146,13 +123,9 @@ fn data_directory(host: &Host, _: &Request<'_>) -> Option<Line> {
 
 fn ready_files(host: &Host, _: &Request<'_>) -> Option<Line> {
     let name = "ready-files";
-    let (count, oldest) = host.ready?;
-    let text = match count {
-        0 => "nothing waits to be archived".to_owned(),
-        1 => format!("1 file waits to be archived, for {}", human::duration(oldest)),
-        _ => format!("{count} files wait to be archived, the oldest for {}", human::duration(oldest)),
-    };
-    Some(if count >= MANY_READY || oldest >= LONG_READY {
+    let ready = host.ready?;
+    let text = ready.to_string();
+    Some(if ready.is_stuck() {
         Line::warn(name, text, "pg_wal grows until archiving has caught up: see what the lines below say about it")
     } else {
         Line::ok(name, text)

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::{Align, Context, Paint, Table, exit::End, plan::watch};
 use crate::{
+    config::ClusterConfig,
     error::Result,
     human,
     plan::window::{self, BackupMark, Depth, Timelines},
@@ -24,7 +25,7 @@ pub async fn run(_: &Args, context: &Context) -> Result<End> {
     let mut found = Vec::new();
     for system in System::all(&store, &cluster.name).await? {
         let backups = system.backups().await?;
-        found.push((timelines(&system, Depth::Ends, context).await?, backups));
+        found.push((timelines(&system, Depth::Ends, &cluster, context).await?, backups));
     }
     let out = &context.output;
     if out.json {
@@ -66,16 +67,15 @@ pub async fn run(_: &Args, context: &Context) -> Result<End> {
 }
 
 /// The timelines of a system. When the data directory is at hand it tells which of them the cluster writes.
-pub async fn timelines(system: &System, depth: Depth, context: &Context) -> Result<Timelines> {
+pub async fn timelines(system: &System, depth: Depth, cluster: &ClusterConfig, context: &Context) -> Result<Timelines> {
     let mut timelines = window::timelines(system, depth, &watch(context)).await?;
-    if let Some(live) = written_here(&timelines, context) {
+    if let Some(live) = written_here(&timelines, cluster) {
         timelines.set_live(live);
     }
     Ok(timelines)
 }
 
-fn written_here(timelines: &Timelines, context: &Context) -> Option<TimelineId> {
-    let cluster = context.cluster().ok()?;
+fn written_here(timelines: &Timelines, cluster: &ClusterConfig) -> Option<TimelineId> {
     let control = ControlFile::read(cluster.pgdata().ok()?).ok()?;
     let here = timelines.system.incarnation;
     (control.system == here.system && cluster.incarnation == here.number).then_some(control.checkpoint_copy.timeline)

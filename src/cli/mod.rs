@@ -21,7 +21,9 @@ mod plan;
 mod programs;
 mod progress;
 mod restore;
+mod status;
 mod table;
+mod timeline;
 mod wal;
 
 use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
@@ -121,10 +123,14 @@ enum Command {
     Check(check::Args),
     /// Take one complete backup; prints its id last
     Backup(backup::Args),
+    /// One screen: what can be recovered, how archiving does, what needs a person
+    Status(status::Args),
     /// The backups there are
     List(list::Args),
     /// Search the archived WAL: what was dropped or deleted when, and the --to that stops just before it
     Find(find::Args),
+    /// The tree of timelines with backups, windows and gaps, drawn
+    Timeline(timeline::Args),
     /// Show how a target would be reached; nothing is touched
     Plan(plan::Args),
     /// Recover the cluster, as it was at any instant, into a directory
@@ -148,8 +154,10 @@ async fn dispatch(command: Command, context: &Context) -> Result<End> {
         Command::Init(args) => init::run(&args, context).await,
         Command::Check(args) => check::run(&args, context).await,
         Command::Backup(args) => backup::run(&args, context).await,
+        Command::Status(args) => status::run(&args, context).await,
         Command::List(args) => list::run(&args, context).await,
         Command::Find(args) => find::run(&args, context).await,
+        Command::Timeline(args) => timeline::run(&args, context).await,
         Command::Plan(args) => plan::run(&args, context).await,
         Command::Restore(args) => restore::run(&args, context).await,
         Command::Adopt(args) => adopt::run(&args, context).await,

@@ -13,7 +13,13 @@ use std::{
 use serde::Serialize;
 
 use super::{Color, Global, LogFormat};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    report::text::Terminal,
+};
+
+/// No drawing is wider than this many columns.
+const WIDEST: usize = 240;
 
 /// Where the answer goes, and how it may look.
 pub struct Output {
@@ -115,6 +121,21 @@ impl Output {
         let line = tokio::task::spawn_blocking(|| io::stdin().lines().next().transpose());
         let answer = line.await.map_err(io::Error::other).flatten().map_err(failed)?.unwrap_or_default();
         Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+    }
+
+    /// What can be drawn on standard output: plain ASCII unless it is a terminal that shows more. `COLUMNS` says how
+    /// wide a drawing may be where nobody else does.
+    #[must_use]
+    pub fn terminal(&self) -> Terminal {
+        let stdout = io::stdout();
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let size = rustix::termios::tcgetwinsize(&stdout).ok().map(|size| usize::from(size.ws_col));
+        let columns = set("COLUMNS").and_then(|columns| columns.parse().ok());
+        let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set).unwrap_or_default().to_ascii_lowercase();
+        Terminal {
+            width: size.filter(|width| *width > 0).or(columns).unwrap_or(80).min(WIDEST),
+            unicode: stdout.is_terminal() && (locale.contains("utf-8") || locale.contains("utf8")),
+        }
     }
 
     /// Makes what was written appear now.

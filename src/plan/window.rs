@@ -49,6 +49,20 @@ impl Timelines {
         backups
     }
 
+    /// Where the way to `to` leaves `ancestor`, with the time of the last commit before that. The inner value is none
+    /// for the timeline itself, the outer one when the way does not lead through `ancestor`.
+    #[must_use]
+    pub fn left(&self, to: &Timeline, ancestor: TimelineId) -> Option<Option<(Lsn, Option<DateTime<Utc>>)>> {
+        let (mut at, mut left) = (to, None);
+        while at.timeline != ancestor {
+            let fork = at.fork.as_ref()?;
+            left = Some((fork.lsn, fork.left));
+            // Parents are older: this comes to an end.
+            at = self.get(fork.parent).filter(|parent| parent.timeline < at.timeline)?;
+        }
+        Some(left)
+    }
+
     /// Says which timeline the cluster writes: somebody has seen its server.
     pub fn set_live(&mut self, live: TimelineId) {
         if self.get(live).is_some() {

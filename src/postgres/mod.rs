@@ -20,6 +20,7 @@ macro_rules! text_in_json {
 pub(crate) use text_in_json;
 
 pub mod account;
+pub mod archive_status;
 pub mod backup_label;
 pub mod backup_manifest;
 pub mod conninfo;

@@ -102,6 +102,15 @@ pub struct ArchiverStatus {
     pub last_failed: Option<(WalFile, DateTime<Utc>)>,
 }
 
+impl ArchiverStatus {
+    /// Whether the last attempt failed.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        let archived = self.last_archived.map(|(_, at)| at);
+        self.last_failed.is_some_and(|(_, at)| archived.is_none_or(|archived| at > archived))
+    }
+}
+
 /// How far a recovery has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecoveryStatus {

@@ -2,9 +2,10 @@
 
 use chrono::{DateTime, Utc};
 
+use super::escape::plain;
 use crate::{
     human,
-    plan::window::{Gap, Timeline, Window, WindowEnd},
+    plan::window::{Fork, Gap, Timeline, Window, WindowEnd},
 };
 
 /// How long ago `then` was, as far as the clocks agree.
@@ -34,7 +35,11 @@ pub fn recoverable(timeline: &Timeline, now: DateTime<Utc>) -> String {
         };
     };
     let all: Vec<String> = timeline.windows.iter().map(window).collect();
-    format!("recoverable {}; {}", all.join(", and "), age(last, now))
+    let age = match last.to.time {
+        Some(to) if !timeline.live => format!("its last commit is {} old", ago(to, now)),
+        _ => age(last, now),
+    };
+    format!("recoverable {}; {age}", all.join(", and "))
 }
 
 /// How old the end of the last window is.
@@ -69,4 +74,12 @@ pub fn end(end: &WindowEnd) -> Option<String> {
         WindowEnd::Minimal { at } => format!("at {at} the server was started with wal_level = minimal"),
         WindowEnd::Broken { at, what } => format!("the WAL cannot be read at {at}: {what}"),
     })
+}
+
+/// Where a timeline comes from.
+#[must_use]
+pub fn fork(fork: &Fork) -> String {
+    let when = fork.left.map_or_else(String::new, |left| format!(", {}", human::time(left)));
+    let why = if fork.reason.is_empty() { String::new() } else { format!(" ({})", plain(&fork.reason)) };
+    format!("forked from timeline {} at {}{when}{why}", fork.parent, fork.lsn)
 }
