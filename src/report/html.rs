@@ -138,7 +138,7 @@ fn gaps(timeline: &Timeline, html: &mut String) {
         .iter()
         .map(|g| vec![code(g.first), code(g.last), number(g.segments), time(g.from.time), time(g.to.time)])
         .collect();
-    table("Missing segments", &["first", "last", "#segments", "after", "before"], &rows, html);
+    table("Missing segments", &["first missing", "last missing", "#segments", "after", "before"], &rows, html);
 }
 
 fn backups(backups: &[&BackupMark], html: &mut String) {
@@ -213,19 +213,64 @@ mod tests {
     use super::*;
     use crate::report::trees::{self, at};
 
+    /// Every element that is opened is closed, in its turn.
+    fn well_formed(xml: &str) {
+        const VOID: [&str; 2] = ["meta", "!DOCTYPE"];
+        let mut open = Vec::new();
+        for tag in xml.split('<').skip(1) {
+            let (tag, _) = tag.split_once('>').unwrap();
+            let name = tag.split([' ', '/', '\n']).next().unwrap();
+            match tag.strip_prefix('/') {
+                Some(closed) => assert_eq!(open.pop(), Some(closed), "{tag}"),
+                None if tag.ends_with('/') || VOID.contains(&name) => {}
+                None => open.push(name),
+            }
+        }
+        assert!(open.is_empty(), "{open:?}");
+    }
+
     #[test]
-    fn look() {
-        for (name, tree, now) in [
-            ("single", trees::single(), "21 09:58:14"),
-            ("branches", trees::branches(), "21 12:00"),
-            ("gap", trees::gap(), "21 10:05"),
-            ("unusable", trees::unusable(), "21 03:00"),
-            ("empty", trees::empty(), "21 03:00"),
-            ("upgraded", trees::upgraded(), "23 16:00"),
+    fn a_page_is_whole_needs_nothing_else_and_lets_no_name_be_markup() {
+        for (tree, now) in [
+            (trees::single(), "21 09:58:14"),
+            (trees::branches(), "21 12:00"),
+            (trees::gap(), "21 10:05"),
+            (trees::unusable(), "21 03:00"),
+            (trees::empty(), "21 03:00"),
+            (trees::upgraded(), "23 16:00"),
+            (Vec::new(), "21 03:00"),
         ] {
-            let p = Page { cluster: "main", repository: "s3://backups/prod", systems: &tree, now: at(now) };
-            std::fs::write(format!("/var/tmp/timeline-work/{name}.html"), page(&p)).unwrap();
-            std::fs::write(format!("/var/tmp/timeline-work/{name}.svg"), svg::draw(&tree, at(now), "main")).unwrap();
+            let made = Page { cluster: "a<b>&\"", repository: "s3://b/<i>", systems: &tree, now: at(now) };
+            let (page, drawing) = (page(&made), svg::draw(&tree, at(now), "a<b>&\""));
+            assert_eq!(page, super::page(&made));
+            well_formed(&page);
+            well_formed(&drawing);
+            for text in [&page, &drawing] {
+                assert!(!text.contains("<b>") && !text.contains("<i>") && !text.contains('\u{1b}'), "{text}");
+                assert!(!text.contains("<script") && !text.contains("href") && !text.contains("src="));
+                assert_eq!(
+                    text.matches("http").count(),
+                    text.matches("http-equiv").count() + 1,
+                    "the name of SVG alone"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn everything_on_it_is_told_in_words_too() {
+        let tree = trees::gap();
+        let drawing = svg::draw(&tree, at("21 10:05"), "main");
+        assert!(drawing.contains("recoverable from 2026-11-21 05:00:00 UTC to 2026-11-21 09:58:00 UTC"));
+        assert!(drawing.contains("3 segments are missing, 00000001000000000000000F to 000000010000000000000011"));
+        assert!(drawing.contains("role=\"img\"") && drawing.contains("<desc"));
+        assert_eq!(drawing.matches("class=\"backup\"").count(), 3, "two, and one in the legend");
+        let made = Page { cluster: "main", repository: "s3://b", systems: &tree, now: at("21 10:05") };
+        let page = page(&made);
+        for text in
+            ["0/16000100", "0/29000000", "20261121T050000Z", "the archive goes no further", "prefers-color-scheme"]
+        {
+            assert!(page.contains(text), "{text}");
         }
     }
 }

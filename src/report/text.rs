@@ -397,20 +397,33 @@ mod tests {
     }
 
     #[test]
-    fn look() {
-        for (name, tree, now) in [
-            ("single", trees::single(), "21 09:58:14"),
-            ("branch", trees::branch(), "21 10:05"),
-            ("branches", trees::branches(), "21 12:00"),
-            ("gap", trees::gap(), "21 10:05"),
-            ("unusable", trees::unusable(), "21 03:00"),
-            ("empty", trees::empty(), "21 03:00"),
-            ("upgraded", trees::upgraded(), "23 16:00"),
+    fn drawings_look_as_they_did() {
+        for (tree, now, width, unicode, expected) in [
+            (trees::single(), "21 09:58:14", 60, true, include_str!("drawings/single.txt")),
+            (trees::branch(), "21 10:05", 100, true, include_str!("drawings/branch.txt")),
+            (trees::branches(), "21 12:00", 80, true, include_str!("drawings/branches.txt")),
+            (trees::gap(), "21 10:05", 60, true, include_str!("drawings/gap.txt")),
+            (trees::unusable(), "21 03:00", 80, false, include_str!("drawings/unusable.txt")),
+            (trees::empty(), "21 03:00", 80, true, include_str!("drawings/empty.txt")),
+            (trees::upgraded(), "23 16:00", 80, true, include_str!("drawings/upgraded.txt")),
         ] {
-            for width in [60, 80, 120] {
-                println!("---- {name} {width}\n{}", drawn(&tree, now, width, true));
+            let drawn = drawn(&tree, now, width, unicode);
+            assert_eq!(drawn, expected, "{drawn}\ninstead of\n{expected}");
+        }
+    }
+
+    #[test]
+    fn a_drawing_fits_and_shows_nothing_that_moves_the_cursor() {
+        for tree in [trees::branches(), trees::gap(), trees::unusable(), trees::upgraded()] {
+            for width in [40, 60, 80, 120, 200] {
+                for unicode in [true, false] {
+                    let drawn = drawn(&tree, "23 16:00", width, unicode);
+                    let widest = drawn.lines().map(|line| line.chars().count()).max();
+                    assert!(widest <= Some(width), "{width}:\n{drawn}");
+                    assert!(drawn.chars().all(|c| c == '\n' || !c.is_control()));
+                    assert!(unicode || drawn.is_ascii(), "{drawn}");
+                }
             }
-            println!("---- {name} ascii\n{}", drawn(&tree, now, 80, false));
         }
     }
 }

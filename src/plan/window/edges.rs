@@ -10,7 +10,7 @@ use crate::{
     progress::Progress,
     repository::{
         System,
-        summaries::{Need, SegmentSummary},
+        summaries::{Fault, Need, SegmentSummary},
     },
     wal::{Ended, Ending, Fact, Told, WalLevel},
 };
@@ -42,20 +42,21 @@ pub(super) struct Seen {
     pub last_time: Option<DateTime<Utc>>,
     /// Where no recovery passes, by LSN.
     pub breaks: Vec<Break>,
-    /// The start of the record that was seen last.
-    last: Option<Lsn>,
 }
 
 impl Seen {
-    fn add(&mut self, found: &SegmentSummary) {
+    /// Takes the next summary, of the segment that begins at `start`.
+    fn add(&mut self, found: &SegmentSummary, start: Lsn) {
         let summary = &found.summary;
-        if let (Some(last), Some(prev), Some(first)) = (self.last, summary.prev, summary.first)
-            && last != prev
-        {
-            let what = format!("the record at {first} follows {prev}, and the one before it in the archive is {last}");
-            self.stop(first, WindowEnd::Broken { at: first, what });
+        match &found.fault {
+            Some(Fault::Damaged { why }) => {
+                return self.stop(start, WindowEnd::Damaged { segment: found.name, what: why.clone() });
+            }
+            Some(Fault::Unlinked { at, why, .. }) => {
+                self.stop(start, WindowEnd::Broken { at: *at, what: why.clone() });
+            }
+            None => {}
         }
-        self.last = summary.last.or(self.last);
         if let Some(told) = summary.turns.items.iter().find(|told| says_minimal(&told.fact)) {
             self.last_commit = summary.first_commit.clone().filter(|c| c.lsn < told.lsn).or(self.last_commit.take());
             self.stop(told.lsn, WindowEnd::Minimal { at: told.lsn });
@@ -110,6 +111,7 @@ pub(super) async fn walk(
     progress: &dyn Progress,
     interrupt: &Interrupt,
 ) -> Result<Seen> {
+    let size = system.document.segment_size;
     let mut seen = Seen::default();
     let mut at = 0;
     while at < segments.len() {
@@ -118,8 +120,8 @@ pub(super) async fn walk(
             interrupt.check()?;
             match coming.next().await {
                 Ok(Some(found)) => {
-                    seen.add(&found);
-                    progress.advance(system.document.segment_size.bytes());
+                    seen.add(&found, found.name.start(size)?);
+                    progress.advance(size.bytes());
                     at += 1;
                 }
                 Ok(None) => return Ok(seen),
@@ -130,15 +132,14 @@ pub(super) async fn walk(
         // Summaries are read ahead: which of the next ones is it?
         let mut error = Some(error);
         while let (Some((name, length)), Some(last_error)) = (segments.get(at), error.take()) {
+            let start = name.start(size)?;
             match system.summaries(vec![(*name, *length)], Need::Planning).next().await {
                 Ok(found) => {
-                    found.iter().for_each(|found| seen.add(found));
+                    found.iter().for_each(|found| seen.add(found, start));
                     error = Some(last_error);
                 }
                 Err(damage) if is_lost(&damage) => {
-                    let start = name.start(system.document.segment_size)?;
                     seen.stop(start, WindowEnd::Damaged { segment: *name, what: damage.to_string() });
-                    seen.last = None;
                 }
                 Err(error) => return Err(error),
             }
