@@ -21,7 +21,6 @@ pub mod window;
 
 pub use find::{Edge, FindKind, FindReport, FindRequest, Finding, NamedDatabase, NamedRelation, find};
 pub use name::TableName;
-pub use path::reach;
 pub use resolve::{PlanRequest, Watch, plan};
 pub use survey::{CreatedTablespace, Moment, Stop};
 pub use target::{Point, Target};

@@ -76,17 +76,6 @@ pub async fn runs(system: &System, history: &TimelineHistory, first: u64) -> Res
     Ok(runs)
 }
 
-/// How far the unbroken row of segments goes that begins with what the backup needs, along its own timeline: the end
-/// of the last one. `None` when one that the backup itself needs is missing.
-pub async fn reach(system: &System, backup: &BackupDocument) -> Result<Option<Lsn>> {
-    let size = system.document.segment_size;
-    let history = system.history(backup.timeline).await?;
-    let (first, last) = (size.number_of(backup.start_lsn), backup.last_segment.number(size)?);
-    let runs = runs(system, &history, first).await?;
-    let run = runs.iter().find(|run| run.holds(first) && run.holds(last));
-    Ok(run.map(|run| Lsn(run.end() * size.bytes())))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

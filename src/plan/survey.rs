@@ -243,7 +243,7 @@ fn moment(record: &Record) -> Option<Moment> {
     Some(Moment { lsn: record.start, xid, time, aborted })
 }
 
-fn says_minimal(fact: &Fact) -> bool {
+pub(super) fn says_minimal(fact: &Fact) -> bool {
     let level = match fact {
         Fact::ParameterChange(parameters) => parameters.wal_level,
         Fact::Checkpoint(checkpoint) => checkpoint.wal_level,

@@ -1,18 +1,22 @@
 //! What summaries tell of the ends of a row of segments: times, the last commit, and where recovery cannot go on.
 
+use std::ops::ControlFlow;
+
 use chrono::{DateTime, Utc};
 
 use super::WindowEnd;
 use crate::{
     error::{Error, Kind, Result},
     interrupt::Interrupt,
+    plan::survey::says_minimal,
     postgres::{Lsn, SegmentName},
     progress::Progress,
     repository::{
-        System,
+        System, join,
         summaries::{Fault, Need, SegmentSummary},
+        wal_object,
     },
-    wal::{Ended, Ending, Fact, Told, WalLevel},
+    wal::{Ended, Ending, Fact, Reader, Record, Told},
 };
 
 /// How many segments are looked through, from the end of a row backwards, for a commit.
@@ -79,16 +83,6 @@ impl Seen {
     fn stop(&mut self, at: Lsn, end: WindowEnd) {
         self.breaks.push(Break { at, end, last_commit: self.last_commit.clone() });
     }
-}
-
-fn says_minimal(fact: &Fact) -> bool {
-    let level = match fact {
-        Fact::ParameterChange(parameters) => parameters.wal_level,
-        Fact::Checkpoint(checkpoint) => checkpoint.wal_level,
-        Fact::CheckpointRedo { wal_level } | Fact::EndOfRecovery { wal_level, .. } => *wal_level,
-        _ => None,
-    };
-    level == Some(WalLevel::Minimal)
 }
 
 fn time_of(told: &Told) -> Option<DateTime<Utc>> {
@@ -186,4 +180,48 @@ pub(super) async fn last_commit(
         end = start + 1;
     }
     Ok(None)
+}
+
+/// The times that the segment of a fork tells: of the last commit before the fork, and of the promotion. Its records are
+/// read: a summary does not tell on which side of the fork its commits are.
+pub(super) async fn fork(system: &System, name: SegmentName, switch: Lsn) -> Result<Times> {
+    let start = name.start(system.document.segment_size)?;
+    let object = match wal_object::open(&*system.store, &system.folder.segment(name)?).await {
+        Err(error) if is_lost(&error) => return Ok((None, None)),
+        object => object?,
+    };
+    let read = join(
+        tokio::task::spawn_blocking(move || {
+            let (mut reader, mut times) = (Reader::new(start), (None, None));
+            object.read(|bytes| {
+                for record in reader.read(bytes) {
+                    if !see_fork(&mut times, &record, switch) {
+                        return Ok(ControlFlow::Break(()));
+                    }
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(times)
+        })
+        .await,
+    )?;
+    match read {
+        Err(error) if is_lost(&error) => Ok((None, None)),
+        read => read,
+    }
+}
+
+/// When the last commit before a fork was, and when the promotion.
+pub(super) type Times = (Option<DateTime<Utc>>, Option<DateTime<Utc>>);
+
+/// Whether more has to be seen.
+fn see_fork((left, promoted): &mut Times, record: &Record, switch: Lsn) -> bool {
+    match &record.fact {
+        Fact::Commit(end) if record.start < switch => *left = Some(end.time),
+        Fact::EndOfRecovery { time, .. } if record.start >= switch => *promoted = Some(*time),
+        Fact::Checkpoint(checkpoint) if record.start >= switch => *promoted = Some(checkpoint.time),
+        Fact::Commit(end) if record.start >= switch => *promoted = Some(end.time),
+        _ => {}
+    }
+    promoted.is_none()
 }

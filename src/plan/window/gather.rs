@@ -1,8 +1,9 @@
 //! Gathers what is known of a system into its [`Timelines`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -17,12 +18,10 @@ use crate::{
     plan::{
         Watch,
         path::{lies_on, segment_on},
-        scan,
     },
     postgres::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId},
     progress::Unwatched,
     repository::{BackupDocument, System},
-    wal::{Fact, Record},
 };
 
 /// Rows whose ends are read at a time.
@@ -185,14 +184,9 @@ impl Gather<'_> {
         let (switch, number) = (entry.switch, self.size.number_of(entry.switch));
         let mut told: (Option<DateTime<Utc>>, Option<DateTime<Utc>>) = (None, None);
         if let Some(run) = runs.iter().find(|r| r.holds(number)) {
-            let segments: Vec<_> =
-                self.listing.segments(&run.within(number, number + 1)).into_iter().map(|(name, _)| name).collect();
-            let interrupt = self.watch.interrupt.clone();
-            let see = move |told: &mut (_, _), record: &Record| see_fork(told, record, switch);
-            match scan::walk(self.system, segments, Arc::new(Unwatched), interrupt, told, see).await {
-                Ok((seen, _)) => told = seen,
-                Err(error) if matches!(error.kind(), Kind::Damaged | Kind::Unavailable) => {}
-                Err(error) => return Err(error),
+            let segments = self.listing.segments(&run.within(number, number + 1));
+            if let Some((name, _)) = segments.first() {
+                told = edges::fork(self.system, *name, switch).await?;
             }
         }
         // Nothing was committed in that segment before the fork: some time earlier, then.
@@ -420,21 +414,6 @@ fn consistent(backup: &BackupDocument, end: Option<DateTime<Utc>>) -> Instant {
     let next = backup.stopped.duration_trunc(TimeDelta::seconds(1)).unwrap_or(backup.stopped) + TimeDelta::seconds(1);
     let time = end.filter(|end| *end >= backup.stopped).map_or(next, |end| next.min(end));
     Instant { lsn: backup.stop_lsn, time: Some(time) }
-}
-
-fn see_fork(
-    (left, promoted): &mut (Option<DateTime<Utc>>, Option<DateTime<Utc>>),
-    record: &Record,
-    switch: Lsn,
-) -> ControlFlow<()> {
-    match &record.fact {
-        Fact::Commit(end) if record.start < switch => *left = Some(end.time),
-        Fact::EndOfRecovery { time, .. } if record.start >= switch => *promoted = Some(*time),
-        Fact::Checkpoint(checkpoint) if record.start >= switch => *promoted = Some(checkpoint.time),
-        Fact::Commit(end) if record.start >= switch => *promoted = Some(end.time),
-        _ => {}
-    }
-    if promoted.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
 /// The last time that anything was written on a timeline.
