@@ -415,7 +415,7 @@ mod tests {
     #[test]
     fn a_drawing_fits_and_shows_nothing_that_moves_the_cursor() {
         for tree in [trees::branches(), trees::gap(), trees::unusable(), trees::upgraded()] {
-            for width in [40, 60, 80, 120, 200] {
+            for width in [48, 60, 80, 120, 200] {
                 for unicode in [true, false] {
                     let drawn = drawn(&tree, "23 16:00", width, unicode);
                     let widest = drawn.lines().map(|line| line.chars().count()).max();
