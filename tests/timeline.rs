@@ -92,6 +92,10 @@ fn the_ends_of_a_window_are_true() {
     let said = p.walden(["list"]);
     assert!(said.ok().contains("recoverable from ") && said.stdout.contains("the last archived commit is"), "{said}");
     assert_eq!(window["end"]["why"], "archive");
+    let status = p.walden(["status"]);
+    assert!(status.ok().contains("nothing needs a person") && status.stdout.contains("was archived last"), "{status}");
+    let drawn = p.walden(["timeline"]);
+    assert!(drawn.ok().is_ascii() && drawn.stdout.contains("# backup") && drawn.stdout.contains("1 live"), "{drawn}");
 }
 
 #[test]
@@ -130,6 +134,23 @@ fn branches_and_holes_are_told_as_they_are() {
     assert_eq!(code(&p, &["--to", to, "--timeline", "2"]), 0);
     assert_eq!(code(&p, &["--to", &at_hundred, "--timeline", "2"]), 3);
     assert!(p.walden(["list"]).ok().contains(&lost));
+    let drawn = p.walden(["timeline"]);
+    for text in [&format!("segment {lost} is missing"), "forked from timeline 2", "forked from timeline 1", "  1 live"] {
+        assert!(drawn.ok().contains(text), "{text}: {drawn}");
+    }
+    // The data directory is on timeline 1 still: that one is live, whatever was written elsewhere since.
+    let told = json(&p, &["timeline"]);
+    let live: Vec<_> = told["systems"][0]["timelines"].as_array().unwrap().iter().map(|t| t["live"] == true).collect();
+    assert_eq!(live.iter().filter(|live| **live).count(), 1);
+    // Files are written over, whole.
+    let [svg, html] = ["t.svg", "t.html"].map(|name| p.scene.path().join(name));
+    for _ in 0..2 {
+        let arguments = ["timeline", "--svg", svg.to_str().unwrap(), "--html", html.to_str().unwrap()];
+        assert!(p.walden(arguments).ok().is_empty());
+        assert!(fs::read_to_string(&svg).unwrap().ends_with("</svg>\n"));
+        assert!(fs::read_to_string(&html).unwrap().contains(&lost));
+    }
+    p.walden(["timeline", "--svg", "/nowhere/t.svg"]).expect_code(1);
     second.stop(Stop::Fast);
     third.stop(Stop::Fast);
 }
@@ -154,4 +175,69 @@ fn an_idle_archive_and_a_backup_without_its_wal() {
     assert!(system["backups"][0]["recoverable_to"].is_null());
     let said = p.walden(["list"]);
     assert!(said.ok().contains(&id) && said.stdout.contains("its WAL is missing"), "{said}");
+    let status = p.walden(["status"]);
+    status.expect_code(1);
+    assert!(status.stdout.contains("no backup has the WAL that it needs"), "{status}");
+    let told: Value = serde_json::from_str(&p.walden(["status", "--json"]).expect_code(1).stdout).unwrap();
+    assert_eq!(told["clusters"][0]["verdict"], "needs-person");
+    // The mend that is told mends it.
+    let _ = p.backup();
+    let status = p.walden(["status"]);
+    assert!(status.ok().contains("note") && status.stdout.contains(&id), "{status}");
+}
+
+#[test]
+fn failing_archiving_needs_a_person() {
+    let p = Protected::new(any(), Place::Directory, |b| b);
+    let empty = p.walden(["status"]);
+    empty.expect_code(1);
+    assert!(empty.stdout.contains("hint: ") && empty.stdout.contains("walden backup"), "{empty}");
+    p.cluster.psql("create table t (n int)");
+    let _ = p.backup();
+    assert_eq!(p.walden(["status"]).code, Some(0));
+    let command = p.cluster.psql("show archive_command");
+    p.cluster.psql("alter system set archive_command = 'false'");
+    p.cluster.psql("select pg_reload_conf()");
+    commit(&p.cluster, 1);
+    p.cluster.switch_wal();
+    p.cluster.wait_for("select failed_count > 0 from pg_stat_archiver", "t");
+    let failing = p.walden(["status"]);
+    failing.expect_code(1);
+    assert!(failing.stdout.contains("archive_command fails"), "{failing}");
+    assert!(!failing.stdout.contains(&command), "a command may hold secrets");
+}
+
+#[test]
+fn what_only_the_middle_of_a_row_tells_is_found_when_asked_for() {
+    let mut p = Protected::new(any(), Place::Directory, |b| b);
+    p.cluster.psql("create table t (n int)");
+    let first = p.backup();
+    commit(&p.cluster, 1);
+    let restart = |p: &mut Protected, settings: [(&str, &str); 3]| {
+        for (name, value) in settings {
+            p.cluster.psql(&format!("alter system set {name} = {value}"));
+        }
+        p.cluster.stop(Stop::Fast);
+        p.cluster.start();
+    };
+    restart(&mut p, [("archive_mode", "off"), ("max_wal_senders", "0"), ("wal_level", "minimal")]);
+    restart(&mut p, [("archive_mode", "on"), ("max_wal_senders", "5"), ("wal_level", "replica")]);
+    let _ = p.archive();
+    let second = p.backup();
+    for n in 2..6 {
+        commit(&p.cluster, n);
+        let _ = p.archive();
+    }
+    let told = json(&p, &["timeline", "--deep"]);
+    let windows = told["systems"][0]["timelines"][0]["windows"].as_array().unwrap().clone();
+    assert_eq!(windows.len(), 2, "{told}");
+    assert_eq!((&windows[0]["backups"][0], &windows[1]["backups"][0]), (&first.into(), &second.into()));
+    assert_eq!(windows[0]["end"]["why"], "minimal");
+    let at = windows[0]["end"]["at"].as_str().unwrap();
+    assert!(p.walden(["timeline", "--deep"]).ok().contains(&format!("at {at} the server was started with wal_level")));
+    // It is where the planner sees it, too.
+    let first = windows[0]["backups"][0].as_str().unwrap();
+    let refused = p.walden(["plan", "--to", windows[1]["to"]["lsn"].as_str().unwrap(), "--backup", first]);
+    refused.expect_code(3);
+    assert!(refused.stderr.contains(at), "{refused}");
 }

@@ -10,7 +10,7 @@ use crate::{
     human,
     plan::window::{self, BackupMark, Depth, Timelines},
     postgres::{ControlFile, Lsn, TimelineId},
-    report::words,
+    report::{self, words},
     repository::{BackupDocument, System},
 };
 
@@ -143,7 +143,7 @@ fn table(timelines: &Timelines, context: &Context) -> Table {
     ]);
     for backup in timelines.backups() {
         let (to, lsn) = reach(backup, context);
-        let mut label = backup.label.clone().unwrap_or_default();
+        let mut label = backup.label.as_deref().map(report::plain).unwrap_or_default();
         if backup.bad_pages > 0 {
             label =
                 format!("{} {label}", context.output.paint(Paint::Bad, format!("{} damaged pages", backup.bad_pages)));

@@ -15,4 +15,5 @@ pub mod text;
 mod trees;
 pub mod words;
 
+pub use escape::plain;
 pub use scene::{Birth, Lane, Mark, Scene, Span, SpanKind};

@@ -231,5 +231,6 @@ fn mark(backup: &BackupMark) -> Mark {
     if backup.bad_pages > 0 {
         title = format!("{title}: {} damaged pages", backup.bad_pages);
     }
-    Mark { at: backup.stopped, usable: backup.broken.is_none(), damaged: backup.bad_pages > 0, title }
+    let at = backup.from.time.filter(|_| backup.broken.is_none()).unwrap_or(backup.stopped);
+    Mark { at, usable: backup.broken.is_none(), damaged: backup.bad_pages > 0, title }
 }

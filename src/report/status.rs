@@ -158,8 +158,9 @@ impl Status {
         match (system, live) {
             (Some(system), live) => {
                 status.systems(seen, system);
-                if let Some(live) = live {
-                    status.windows(live);
+                match live {
+                    Some(live) => status.windows(live),
+                    None => status.concern("nothing is archived yet", "walden check says why; then take a backup: walden backup"),
                 }
                 status.branches(system, seen.now);
                 status.backups(&backups);
@@ -341,6 +342,7 @@ mod tests {
             assert!(found, "{what}: {status:?}");
         };
         told(status(&[], |_| {}), "not in the repository", "walden init");
+        told(status(&trees::empty(), |_| {}), "nothing is archived", "walden backup");
         told(status(&trees::unusable(), |_| {}), "no backup has the WAL", "walden backup");
         told(status(&trees::unusable(), |_| {}), "cannot be used", "walden backup");
         let stuck = Waiting { files: 2, oldest: Duration::from_secs(900) };
