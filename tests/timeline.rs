@@ -135,7 +135,8 @@ fn branches_and_holes_are_told_as_they_are() {
     assert_eq!(code(&p, &["--to", &at_hundred, "--timeline", "2"]), 3);
     assert!(p.walden(["list"]).ok().contains(&lost));
     let drawn = p.walden(["timeline"]);
-    for text in [&format!("segment {lost} is missing"), "forked from timeline 2", "forked from timeline 1", "  1 live"] {
+    for text in [&format!("segment {lost} is missing"), "forked from timeline 2", "forked from timeline 1", "  1 live"]
+    {
         assert!(drawn.ok().contains(text), "{text}: {drawn}");
     }
     // The data directory is on timeline 1 still: that one is live, whatever was written elsewhere since.

@@ -160,7 +160,8 @@ impl Status {
                 status.systems(seen, system);
                 match live {
                     Some(live) => status.windows(live),
-                    None => status.concern("nothing is archived yet", "walden check says why; then take a backup: walden backup"),
+                    None => status
+                        .concern("nothing is archived yet", "walden check says why; then take a backup: walden backup"),
                 }
                 status.branches(system, seen.now);
                 status.backups(&backups);

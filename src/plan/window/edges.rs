@@ -27,6 +27,8 @@ const BACK: [usize; 4] = [2, 6, 24, 96];
 pub(super) struct Break {
     /// Nothing from here on can be reached from before it.
     pub at: Lsn,
+    /// The end of the last record that can be reached.
+    pub proven: Lsn,
     /// Why.
     pub end: WindowEnd,
     /// The last commit that was seen before it.
@@ -81,7 +83,13 @@ impl Seen {
     }
 
     fn stop(&mut self, at: Lsn, end: WindowEnd) {
-        self.breaks.push(Break { at, end, last_commit: self.last_commit.clone() });
+        let proven = match &end {
+            // Its last record may go on in the segment that is damaged.
+            WindowEnd::Damaged { .. } => self.end.unwrap_or(at).min(at),
+            WindowEnd::Broken { at, .. } | WindowEnd::Minimal { at } => *at,
+            WindowEnd::Archive | WindowEnd::Missing { .. } => at,
+        };
+        self.breaks.push(Break { at, proven, end, last_commit: self.last_commit.clone() });
     }
 }
 

@@ -291,7 +291,7 @@ impl Gather<'_> {
         let Some(oldest) = usable.first() else { return Ok(None) };
         let (to, commit) = match &stretch.stop {
             None => (seen.end.unwrap_or(stretch.to), seen.last_commit.clone()),
-            Some(stop) => (stop.at, stop.last_commit.clone()),
+            Some(stop) => (stop.proven, stop.last_commit.clone()),
         };
         let last = self.size.number_of(Lsn(to.0.saturating_sub(1)));
         let commit = match commit {
