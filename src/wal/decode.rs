@@ -11,6 +11,8 @@ use crate::postgres::{Lsn, TimelineId, Version};
 
 /// Of a logical message no more bytes than these are looked at.
 const MESSAGE: usize = 4096;
+/// Of page images no more bytes than these: up to 32 block references.
+const IMAGES: usize = 1024;
 /// The most bytes of a message, and of its prefix, that a fact repeats.
 const MESSAGE_TEXT: usize = 200;
 
@@ -55,6 +57,7 @@ pub(super) fn needed(rmid: u8, info: u8) -> usize {
     match Interest::of(rmid, info) {
         Interest::None => 0,
         _ if rmid == resource_manager::LOGICALMSG => MESSAGE,
+        _ if rmid == resource_manager::XLOG && info & 0xF0 == 0xB0 => IMAGES,
         _ => usize::MAX,
     }
 }

@@ -12,7 +12,7 @@ const GLOBAL: u32 = 1664;
 impl Summary {
     /// Adds a whole record, except what it says about rows. Whether a list grew.
     pub(super) fn add(&mut self, record: Record) -> bool {
-        self.records += 1;
+        self.records = self.records.saturating_add(1);
         self.first.get_or_insert(record.start);
         self.prev.get_or_insert(record.prev);
         self.last = Some(record.start);
@@ -32,7 +32,8 @@ impl Summary {
     }
 
     fn ended(&mut self, lsn: Lsn, end: &TransactionEnd, committed: bool) {
-        *(if committed { &mut self.commits } else { &mut self.aborts }) += 1;
+        let ends = if committed { &mut self.commits } else { &mut self.aborts };
+        *ends = ends.saturating_add(1);
         let (least, greatest) = self.times.unwrap_or((end.time, end.time));
         self.times = Some((least.min(end.time), greatest.max(end.time)));
         self.cover(end.xid);
@@ -121,9 +122,9 @@ impl RowCount {
                     Change::Delete => &mut self.deleted,
                     Change::Inplace => return,
                 };
-                *count += u64::from(rows.count);
+                *count = count.saturating_add(rows.count.into());
             }
-            Fact::PageImage { pages, .. } => self.images += u64::from(*pages),
+            Fact::PageImage { pages, .. } => self.images = self.images.saturating_add((*pages).into()),
             _ => {}
         }
     }
