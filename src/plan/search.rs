@@ -14,7 +14,7 @@ use super::{
     target::Point,
 };
 use crate::{
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     postgres::{Lsn, TimelineHistory},
     repository::{
         BackupDocument,
@@ -25,8 +25,8 @@ use crate::{
 
 /// Backups whose beginnings are looked at at a time.
 const PARALLEL: usize = 8;
-/// Segments behind such a beginning in which a transaction's end is looked for.
-const NEAR: usize = 64;
+/// Segments behind such a beginning in which a transaction's end is looked for: at first, and then.
+const NEAR: [usize; 2] = [2, 64];
 
 /// Where a target lies on one path.
 pub(super) struct Found {
@@ -93,8 +93,29 @@ struct Place<'a> {
 impl Planner<'_> {
     /// Looks for the target on one path; with `from`, in what lies at or after that LSN alone.
     pub(super) async fn on_path(&self, history: &TimelineHistory, from: Option<Lsn>) -> Result<Found> {
-        let size = self.system.document.segment_size;
         let candidates = self.candidates(history);
+        // The newest backup that may lead there is enough, nearly always: what lies before it need not be listed.
+        let near = match self.request.target.point {
+            Point::Lsn(lsn) => candidates.iter().rposition(|b| b.stop_lsn <= lsn),
+            Point::Latest => candidates.len().checked_sub(1),
+            _ => None,
+        };
+        if let Some(near) = near.filter(|near| *near > 0) {
+            match self.on_runs(history, &candidates[near..], from).await {
+                Err(error) if error.kind() == Kind::NotFound => {}
+                found => return found,
+            }
+        }
+        self.on_runs(history, &candidates, from).await
+    }
+
+    async fn on_runs(
+        &self,
+        history: &TimelineHistory,
+        candidates: &[&BackupDocument],
+        from: Option<Lsn>,
+    ) -> Result<Found> {
+        let size = self.system.document.segment_size;
         let Some(first) = candidates.first() else { return Err(self.no_backup(history)) };
         let runs = path::runs(self.system, history, size.number_of(first.start_lsn)).await?;
         let mut after: Option<Edge> = None;
@@ -267,13 +288,15 @@ impl Planner<'_> {
     /// Whether the first commit or abort from `begin` on is certainly later than `wanted`, as it is unless the clock went
     /// back.
     async fn is_past(&self, segments: scan::Segments<'_>, begin: Lsn, wanted: DateTime<Utc>) -> Result<bool> {
-        let near = segments.iter().take(NEAR).copied().collect();
-        let mut summaries = self.system.summaries(near, Need::Planning);
-        while let Some(next) = summaries.next().await? {
-            match next.summary.times {
-                Some((least, _)) if least <= wanted => return Ok(false),
-                Some(_) if ends_after(&next.summary, begin) => return Ok(true),
-                _ => {}
+        for count in NEAR {
+            let near = segments.iter().take(count).copied().collect();
+            let mut summaries = self.system.summaries(near, Need::Planning);
+            while let Some(next) = summaries.next().await? {
+                match next.summary.times {
+                    Some((least, _)) if least <= wanted => return Ok(false),
+                    Some(_) if ends_after(&next.summary, begin) => return Ok(true),
+                    _ => {}
+                }
             }
         }
         Ok(false)
