@@ -189,6 +189,34 @@ fn only_the_segments_that_decide_are_read() {
 }
 
 #[test]
+fn a_damaged_segment_ends_what_can_be_reached_before_it_and_no_more() {
+    let p = Protected::new(any(), Place::Directory, |b| b);
+    p.cluster.psql("create table t (n int)");
+    let _ = p.backup();
+    let (mut segments, mut times) = (Vec::new(), Vec::new());
+    for n in 0..5 {
+        p.cluster.psql(&format!("insert into t values ({n})"));
+        times.push(now(&p));
+        p.cluster.psql("insert into t values (100)");
+        segments.push(p.archive());
+    }
+    let damaged = object(&p, &segments[2]);
+    let bytes = fs::read(&damaged).unwrap();
+    fs::write(&damaged, &bytes[..bytes.len() - 100]).unwrap();
+    assert_eq!(plan(&p, &["--to", &times[1]])["last_segment"], segments[1].as_str());
+    refused(&p, &times[3], &["cannot be reached", &segments[2], "the last commit before that", "--to "]);
+    let latest = p.walden(["plan", "--to", "latest"]);
+    latest.expect_code(6);
+    assert!(latest.stderr.contains(&segments[2]), "{latest}");
+    // A backup behind it opens a new window, and the old one stays.
+    let _ = p.backup();
+    let _ = p.archive();
+    assert_eq!(plan(&p, &["--to", "latest"])["warnings"], serde_json::json!([]));
+    assert_eq!(plan(&p, &["--to", &times[1]])["last_segment"], segments[1].as_str());
+    refused(&p, &times[3], &["cannot be recovered", &segments[2], "before the gap", "after it"]);
+}
+
+#[test]
 fn settings_that_were_raised_after_the_backup_are_planned() {
     let mut p = Protected::new(any(), Place::Directory, |b| b);
     p.cluster.psql("create table t (n int)");

@@ -140,11 +140,7 @@ impl Scan<'_> {
     }
 
     async fn following(&mut self, summaries: &mut Summaries) -> Result<Option<SegmentSummary>> {
-        let mut interrupt = self.watch.interrupt.clone();
-        let next = tokio::select! {
-            next = summaries.next() => next?,
-            () = interrupt.asked() => return Err(Interrupt::error()),
-        };
+        let next = following(summaries, &self.watch.interrupt).await?;
         self.next += usize::from(next.is_some());
         self.watch.progress.advance(self.system.document.segment_size.bytes());
         Ok(next)
@@ -174,6 +170,15 @@ impl Scan<'_> {
         let (state, proven, end) = join(read.await)??;
         self.watch.progress.message("");
         Ok((state, Scanned { end, ..Self::enough(proven, index + 1) }))
+    }
+}
+
+/// The next summary, unless somebody asks to stop.
+pub async fn following(summaries: &mut Summaries, interrupt: &Interrupt) -> Result<Option<SegmentSummary>> {
+    let mut interrupt = interrupt.clone();
+    tokio::select! {
+        next = summaries.next() => next,
+        () = interrupt.asked() => Err(Interrupt::error()),
     }
 }
 

@@ -291,7 +291,7 @@ impl Planner<'_> {
         for count in NEAR {
             let near = segments.iter().take(count).copied().collect();
             let mut summaries = self.system.summaries(near, Need::Planning);
-            while let Some(next) = summaries.next().await? {
+            while let Some(next) = scan::following(&mut summaries, &self.watch.interrupt).await? {
                 match next.summary.times {
                     Some((least, _)) if least <= wanted => return Ok(false),
                     Some(_) if ends_after(&next.summary, begin) => return Ok(true),
