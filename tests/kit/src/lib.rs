@@ -2,6 +2,7 @@
 #![allow(clippy::print_stderr, reason = "what a test machine lacks is said where the test's other output goes")]
 
 pub mod by_hand;
+pub mod clock;
 pub mod owner;
 pub mod postgres;
 pub mod protected;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{Cluster, Installation};
-use crate::run::run;
+use crate::{clock::Clock, run::run};
 
 /// What a new cluster is like. The defaults are PostgreSQL's own but for `fsync`, which is off for speed, page
 /// checksums, which are on for every version, and TCP, which is not listened on.
@@ -20,11 +20,19 @@ pub struct Builder {
     checksums: bool,
     tcp: bool,
     settings: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
 }
 
 impl Builder {
     pub(super) fn new(installation: &Installation) -> Self {
-        Self { installation: installation.clone(), segment_mb: 16, checksums: true, tcp: false, settings: Vec::new() }
+        Self {
+            installation: installation.clone(),
+            segment_mb: 16,
+            checksums: true,
+            tcp: false,
+            settings: Vec::new(),
+            environment: Vec::new(),
+        }
     }
 
     /// The size of a WAL segment in MB, a power of two from 1 to 1024.
@@ -51,6 +59,12 @@ impl Builder {
         self
     }
 
+    /// The server goes by that clock.
+    pub fn clock(mut self, clock: &Clock) -> Self {
+        self.environment = clock.environment();
+        self
+    }
+
     /// Turns archiving on with that command.
     pub fn archiving(self, archive_command: impl ToString) -> Self {
         self.setting("archive_mode", "on").setting("archive_command", archive_command)
@@ -63,6 +77,7 @@ impl Builder {
     #[must_use]
     pub fn create(self) -> Cluster {
         let mut cluster = Cluster::empty(&self.installation, None);
+        cluster.environment = self.environment;
         let mut initdb = cluster.pg("initdb");
         initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"]);
         initdb.arg(format!("--wal-segsize={}", self.segment_mb)).arg("--pgdata").arg(cluster.pgdata());

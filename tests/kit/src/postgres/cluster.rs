@@ -39,6 +39,8 @@ pub struct Cluster {
     pub(super) port: u16,
     /// Given to each start. For a data directory whose files are not ours to edit.
     options: Vec<String>,
+    /// Of the server alone.
+    pub(super) environment: Vec<(String, String)>,
     server: Option<Server>,
     leftover: SharedMemory,
 }
@@ -90,6 +92,7 @@ impl Cluster {
             socket_dir,
             port: PORT,
             options: Vec::new(),
+            environment: Vec::new(),
             server: None,
             leftover: SharedMemory::default(),
         }
@@ -119,6 +122,7 @@ impl Cluster {
         let log = OpenOptions::new().create(true).append(true).open(self.log_path()).expect("the log of a cluster");
         let mut command = self.pg("postgres");
         command.arg("-D").arg(&self.pgdata).args(&self.options);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdout(log.try_clone().expect("another handle of the log")).stderr(log);
         match Server::start(&mut command, &self.pgdata) {
             Ok(server) => {
