@@ -355,3 +355,36 @@ fn a_clone_archives_nothing_and_is_never_adopted() {
     refused.expect_code(4);
     assert!(refused.stderr.contains("--clone"), "{refused}");
 }
+
+#[test]
+fn what_a_restore_took_is_what_the_next_is_estimated_by() {
+    let p = protected();
+    let estimate = || -> serde_json::Value {
+        let plan: serde_json::Value =
+            serde_json::from_str(p.walden(["--json", "plan", "--to", "latest"]).ok()).unwrap();
+        plan["estimate"].clone()
+    };
+    assert_eq!(estimate()["basis"], "assumed");
+    let [sockets, tcp] = apart(&p);
+    let ran = restore(&p, "latest", &p.scene.path().join("first"), &["--start", &sockets, &tcp]);
+    assert!(ran.ok().contains("estimated ") && ran.stdout.contains(", took "), "{ran}");
+
+    let system = p.cluster.psql("select system_identifier from pg_control_system()");
+    let notes = p.repository.join(format!("main/{system}-1/notes/restores"));
+    let note: serde_json::Value = serde_json::from_slice(&fs::read(notes.join("1.json")).unwrap()).unwrap();
+    let measured = estimate();
+    assert!(measured["basis"].as_str().unwrap().starts_with("measured on "), "{measured}");
+    // The same again takes as long again.
+    for (phase, seconds) in [("files", "files_seconds"), ("wal", "wal_seconds")] {
+        let (took, estimated) = (note[phase]["seconds"].as_f64().unwrap(), measured[seconds].as_f64().unwrap());
+        assert!((took - estimated).abs() < 0.001, "{phase}: {note} {measured}");
+    }
+
+    // Who may not write is told nothing, and who finds damage in a note goes by what is assumed.
+    fs::write(notes.join("2.json"), "{").unwrap();
+    fs::remove_file(notes.join("1.json")).unwrap();
+    assert_eq!(estimate()["basis"], "assumed");
+    fs::remove_dir_all(&notes).unwrap();
+    fs::write(&notes, "no folder").unwrap();
+    restore(&p, "latest", &p.scene.path().join("second"), &[]).expect_code(0);
+}

@@ -136,6 +136,11 @@ fn show_means(plan: &Plan, line: &impl Fn(&str, String)) {
     for tablespace in plan.created_tablespaces.iter().filter(|t| !t.path.is_empty()) {
         line("creates", format!("tablespace {} in {}: replay needs that folder", tablespace.oid, tablespace.path));
     }
+    if let Some(estimate) = &plan.estimate {
+        let [total, files, wal] = [estimate.total_seconds, estimate.files_seconds, estimate.wal_seconds]
+            .map(|seconds| human::duration(Duration::from_secs_f64(seconds.max(0.0))));
+        line("takes", format!("about {total}: {files} for the files, {wal} for the WAL ({})", estimate.basis));
+    }
     for name in &plan.prepared {
         line("prepared", format!("\"{name}\" is unfinished at the stop"));
     }

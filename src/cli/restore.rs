@@ -102,6 +102,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         }
         None => plan::make(&args.wish, context).await?,
     };
+    let archive = system.clone();
     let config = context.config()?;
     let cluster = context.cluster()?;
     request.restore_command = programs::restore_command(config, &cluster, plan.incarnation.number, plan.last_segment)?;
@@ -153,8 +154,13 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         }
         reached = Some(started.reached);
     }
+    let took = restore::remember(&archive, &plan, &restored, reached.as_ref(), context.clock.now()).await;
     if context.output.json {
-        context.output.document(&json!({ "plan": plan, "restored": restored, "reached": reached }));
+        context.output.document(&json!({ "plan": plan, "restored": restored, "reached": reached, "took": took }));
+    } else if let Some(estimated) = took.estimated {
+        let [estimated, took] =
+            [estimated, took.seconds].map(|s| human::duration(std::time::Duration::from_secs_f64(s.max(0.0))));
+        context.output.line(format_args!("estimated {estimated}, took {took}"));
     }
     Ok(End::Done)
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{
-    Passed, Plan, Raised, WAL_AT_A_TIME, path,
+    Passed, Plan, Raised, WAL_AT_A_TIME, estimate, path,
     resolve::Planner,
     scan,
     search::Found,
@@ -34,6 +34,8 @@ impl Planner<'_> {
         warnings.extend(self.warnings(&backup, &seen));
         let (required, raised) = settings(&backup, &seen);
         let behind = seen.last_commit.as_ref().filter(|_| self.request.target.point == Point::Latest);
+        let wal = segments.len() as u64 * size.bytes();
+        let estimate = estimate::estimate(self.system, backup.size, wal).await;
         Ok(Plan {
             cluster: self.system.folder.cluster.clone(),
             incarnation: self.system.folder.incarnation,
@@ -55,6 +57,7 @@ impl Planner<'_> {
             raised,
             created_tablespaces: seen.tablespaces.into_iter().filter(|t| t.lsn >= backup.start_lsn).collect(),
             prepared: seen.prepared,
+            estimate: Some(estimate),
             warnings,
             backup,
         })

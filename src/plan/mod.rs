@@ -5,6 +5,7 @@
 //! hour that there was no such thing.
 
 mod drops;
+mod estimate;
 mod find;
 mod finish;
 mod name;
@@ -19,6 +20,7 @@ mod target;
 mod tests;
 pub mod window;
 
+pub use estimate::Estimate;
 pub use find::{Edge, FindKind, FindReport, FindRequest, Finding, NamedDatabase, NamedRelation, find};
 pub use name::TableName;
 pub use resolve::{PlanRequest, Watch, plan};
@@ -90,6 +92,9 @@ pub struct Plan {
     pub created_tablespaces: Vec<CreatedTablespace>,
     /// Names of transactions that are prepared, and not finished, at the stop.
     pub prepared: Vec<String>,
+    /// How long it will take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<Estimate>,
     /// What a person should know before going on.
     pub warnings: Vec<String>,
 }

@@ -125,6 +125,12 @@ impl SystemFolder {
         format!("{}lease/{kind}/", self.prefix())
     }
 
+    /// The folder of the notes of one kind.
+    #[must_use]
+    pub fn notes(&self, kind: &str) -> String {
+        format!("{}notes/{kind}/", self.prefix())
+    }
+
     /// The folder for objects that prove something and are deleted at once.
     #[must_use]
     pub fn probes(&self) -> String {

@@ -8,6 +8,7 @@ pub mod lease;
 mod listing;
 mod manifest;
 mod names;
+mod notes;
 mod rolling;
 pub mod rollup;
 pub mod summaries;
@@ -21,6 +22,7 @@ pub use documents::{BackupDocument, BadPage, FORMAT, PartSummary, RepositoryDocu
 pub use layout::{REPOSITORY, SystemFolder, segment_of};
 pub use manifest::{Directory, File, Layer, LayerKind, Manifest, Part};
 pub use names::{BackupId, ClusterName, Incarnation};
+pub use notes::{Measured, RestoreNote};
 pub use rolling::RolledUp;
 
 use crate::{

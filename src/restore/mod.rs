@@ -10,6 +10,7 @@ mod adopt;
 mod clear;
 mod files;
 mod mark;
+mod note;
 mod owner;
 mod place;
 mod prepare;
@@ -23,6 +24,7 @@ mod start;
 
 pub use adopt::{AdoptRequest, Adopted, adopt};
 pub use mark::{Mark, unfinished};
+pub use note::{Took, remember};
 pub use owner::Owner;
 pub use prepare::{Restore, resumable};
 pub use request::{RestoreRequest, Then, Wish};

@@ -44,6 +44,8 @@ pub struct Restored {
     pub bytes: u64,
     /// How many of them were there already, and right.
     pub kept: usize,
+    /// Whether this went on with a restore that was killed.
+    pub resumed: bool,
     /// WAL files of the old directory that were pushed.
     pub wal_pushed: usize,
     /// WAL files of the old directory that were moved aside.
@@ -100,6 +102,7 @@ impl Restore {
             files: self.manifest.files.len(),
             bytes: self.manifest.files.iter().map(|f| f.size).sum(),
             kept,
+            resumed: self.before == Before::Unfinished,
             wal_pushed: rescued.pushed,
             wal_aside: rescued.aside,
             aside: self.rescue.filter(|_| rescued.aside > 0).map(|r| r.aside),
