@@ -1,6 +1,10 @@
 //! The load: several connections at once, backups between, and what each transaction wrote.
 
-use std::{fmt::Write as _, thread, time::Duration};
+use std::{
+    fmt::Write as _,
+    thread,
+    time::{Duration, Instant},
+};
 
 use walden_testkit::{clock::Clock, postgres::Cluster, protected::Protected, run::run_with_input};
 
@@ -41,20 +45,18 @@ fn work(cluster: &Cluster, worker: u32, round: u32, rng: &mut fastrand::Rng) -> 
     ran.ok().lines().filter_map(tell).collect()
 }
 
-/// A server's clock goes back and forth by up to so many seconds.
-const ASTRAY: f64 = 6.0;
-
-/// Load in several rounds, with a backup before each of the first ones; a clock is set in the middle of each round.
+/// Load in several rounds, with a backup before each of the first ones. In the middle of each round a clock is set back
+/// to about the beginning of the first, so that many a time comes several times.
 pub fn load(p: &Protected, clock: Option<&Clock>, rng: &mut fastrand::Rng) -> Ledger {
     p.cluster
         .psql("create table ledger (row text); create index on ledger (row); create table counters as select 0 as n");
     p.cluster.psql("create extension amcheck");
-    let mut told = Vec::new();
+    let (mut told, begun) = (Vec::new(), Instant::now());
     for round in 0..4 {
         if round < 3 {
             let _ = p.backup();
         }
-        let astray = -rng.f64() * ASTRAY;
+        let again = rng.f64();
         thread::scope(|scope| {
             let workers: Vec<_> = (0..3)
                 .map(|worker| {
@@ -64,7 +66,7 @@ pub fn load(p: &Protected, clock: Option<&Clock>, rng: &mut fastrand::Rng) -> Le
                 .collect();
             if let Some(clock) = clock {
                 thread::sleep(Duration::from_millis(100));
-                clock.set(astray);
+                clock.set(again - begun.elapsed().as_secs_f64());
             }
             told.extend(workers.into_iter().flat_map(|w| w.join().unwrap()));
         });
