@@ -45,8 +45,8 @@ fn work(cluster: &Cluster, worker: u32, round: u32, rng: &mut fastrand::Rng) -> 
     ran.ok().lines().filter_map(tell).collect()
 }
 
-/// Load in several rounds, with a backup before each of the first ones. In the middle of each round a clock is set back
-/// to about the beginning of the first, so that many a time comes several times.
+/// Load in several rounds, with a backup before each of the first ones. Before each round and in the middle of it a
+/// clock is set back to about the beginning of the first, so that many a time comes several times.
 pub fn load(p: &Protected, clock: Option<&Clock>, rng: &mut fastrand::Rng) -> Ledger {
     p.cluster
         .psql("create table ledger (row text); create index on ledger (row); create table counters as select 0 as n");
@@ -56,7 +56,9 @@ pub fn load(p: &Protected, clock: Option<&Clock>, rng: &mut fastrand::Rng) -> Le
         if round < 3 {
             let _ = p.backup();
         }
-        let again = rng.f64();
+        let (before, amid) = (rng.f64(), rng.f64());
+        let set = |again: f64| clock.map(|clock| clock.set(again - begun.elapsed().as_secs_f64()));
+        set(before);
         thread::scope(|scope| {
             let workers: Vec<_> = (0..3)
                 .map(|worker| {
@@ -64,10 +66,8 @@ pub fn load(p: &Protected, clock: Option<&Clock>, rng: &mut fastrand::Rng) -> Le
                     scope.spawn(move || work(cluster, worker, round, &mut rng))
                 })
                 .collect();
-            if let Some(clock) = clock {
-                thread::sleep(Duration::from_millis(100));
-                clock.set(again - begun.elapsed().as_secs_f64());
-            }
+            thread::sleep(Duration::from_millis(100));
+            set(amid);
             told.extend(workers.into_iter().flat_map(|w| w.join().unwrap()));
         });
         if round == 1 {
