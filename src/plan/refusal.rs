@@ -58,12 +58,27 @@ impl Planner<'_> {
             ))
     }
 
-    pub(super) fn two_readings(&self, stop: Stop, other: Stop, backup: &BackupDocument) -> Error {
-        Error::not_found(format!(
-            "{} means two places, because the server's clock went back: {} in replay from an earlier backup, {} in replay from backup {}",
-            self.request.target, stop.lsn, other.lsn, backup.id
-        ))
-        .hint(format!("choose one: --to before:{} or --to before:{}", stop.lsn, other.lsn))
+    /// A time that comes again, because the clock went back: `stop` is where replay from the earliest backup stops, where
+    /// that means the time.
+    pub(super) fn readings(&self, stop: Option<Stop>, earliest: Edge, others: &[(&BackupDocument, Stop)]) -> Error {
+        let target = &self.request.target;
+        let again = others.iter().map(|(backup, stop)| format!("{} in replay from backup {}", stop.lsn, backup.id));
+        let first = stop.map(|stop| format!("{} in replay from an earlier backup", stop.lsn));
+        let list: Vec<String> = first.into_iter().chain(again).collect();
+        let said = match (stop, list.as_slice()) {
+            (None, [only]) => format!(
+                "{target} lies before the first usable backup was consistent ({}); but the server's clock went back, and it comes again: {only}",
+                earliest.lsn
+            ),
+            _ => format!(
+                "{target} means {} places, because the server's clock went back: {}",
+                list.len(),
+                list.join(", ")
+            ),
+        };
+        let choices: Vec<String> =
+            stop.iter().chain(others.iter().map(|(_, stop)| stop)).map(|s| format!("--to before:{}", s.lsn)).collect();
+        Error::not_found(said).hint(format!("choose by LSN: {}", choices.join(" or ")))
     }
 
     pub(super) fn too_early(&self, earliest: Edge) -> Error {

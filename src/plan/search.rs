@@ -204,12 +204,14 @@ impl Planner<'_> {
         if seen.matches.len() > 1 {
             return Err(self.several(&seen.matches));
         }
-        let Some(backup) = self.begins_with(place, begin, &seen, stop).cloned() else {
-            return Ok(Err(Miss::Before(Edge::of(oldest))));
-        };
+        let backup = self.begins_with(place, begin, &seen, stop).cloned();
         if let (Point::Time(wanted), None) = (&self.request.target.point, from) {
-            self.other_readings(run, usable, stop, *wanted).await?;
+            let others = self.other_readings(run, usable, stop, *wanted).await?;
+            if !others.is_empty() {
+                return Err(self.readings(backup.is_some().then_some(stop), Edge::of(oldest), &others));
+            }
         }
+        let Some(backup) = backup else { return Ok(Err(Miss::Before(Edge::of(oldest)))) };
         let warnings = match self.request.target.point {
             Point::Latest => shortened(&seen, &scanned)?,
             _ => Vec::new(),
@@ -249,22 +251,21 @@ impl Planner<'_> {
 
     /// Times in the log can go back. Another backup whose replay would stop elsewhere, having passed the wanted
     /// time, makes the target mean two things.
-    async fn other_readings(
+    async fn other_readings<'b>(
         &self,
         run: &Run,
-        usable: &[&BackupDocument],
+        usable: &[&'b BackupDocument],
         stop: Stop,
         wanted: DateTime<Utc>,
-    ) -> Result<()> {
+    ) -> Result<Vec<(&'b BackupDocument, Stop)>> {
         let later = usable.iter().copied().filter(|b| b.start_lsn > stop.lsn);
         let read = stream::iter(later.map(|backup| self.reads_otherwise(run, backup, wanted))).buffered(PARALLEL);
         let mut read = std::pin::pin!(read);
+        let mut others: Vec<(&BackupDocument, Stop)> = Vec::new();
         while let Some(other) = read.try_next().await? {
-            if let Some((backup, other)) = other {
-                return Err(self.two_readings(stop, other, backup));
-            }
+            others.extend(other.filter(|(_, stop)| others.iter().all(|(_, known)| known != stop)));
         }
-        Ok(())
+        Ok(others)
     }
 
     /// Where replay from that backup would stop, if it passes the wanted time before.
