@@ -105,7 +105,7 @@ fn a_missing_segment_ends_recovery_in_silence() {
     let _ = p.archive();
     commit(&p.cluster, 2);
     let wished = now(&p.cluster);
-    commit(&p.cluster, 3);
+    let (third, _) = commit(&p.cluster, 3);
     let lost = p.archive();
     commit(&p.cluster, 4);
     let _ = p.archive();
@@ -125,23 +125,28 @@ fn a_missing_segment_ends_recovery_in_silence() {
     fs::remove_file(hand.archived(&lost)).unwrap();
     assert_eq!(promoted(&mut hand.copy(&base, "missing", &[])), "1");
     fs::remove_file(object(&p, &lost)).unwrap();
+    // As long as there is no backup behind the gap, and when there is one.
+    refused(&p, 3, &["--to", &wished], &["gap", &lost, "no backup was taken there"]);
+    refused(&p, 3, &["--to", &format!("xid:{third}")], &["did not end within the archive", &lost]);
+    let warnings = plan(&p, &["--to", "latest"])["warnings"].to_string();
+    assert!(warnings.contains(&lost) && warnings.contains("take a backup"), "{warnings}");
     let _ = p.backup();
-    commit(&p.cluster, 5);
-    let _ = p.archive();
-    refused(&p, 3, &["--to", &wished], &["gap", &lost]);
+    refused(&p, 3, &["--to", &wished], &["gap", &lost, "before the gap", "after it"]);
 }
 
 /// The first try went to row 1 and archived its own timeline. The second try wants row 2, and follows the timeline of
 /// the first, because "latest" is PostgreSQL's default: it stops at the right time in the wrong history.
 #[test]
 fn a_second_try_follows_the_first_into_the_wrong_history() {
-    let p = protected();
+    let p = Protected::new(any(), Place::Directory, |b| b.setting("max_prepared_transactions", 5));
+    p.cluster.psql("create table t (n int); create table other (n int)");
     let hand = ByHand::beside(&p);
     let base = hand.backup(&p.cluster, "base");
     let _ = p.backup();
+    p.cluster.psql("begin; insert into other values (1); prepare transaction 'unfinished'");
     let (_, at_first) = commit(&p.cluster, 1);
     let (_, at_second) = commit(&p.cluster, 2);
-    commit(&p.cluster, 3);
+    let (third, _) = commit(&p.cluster, 3);
     let _ = p.archive();
     let target = |time| [("recovery_target_time", time), ("recovery_target_action", "promote"), ("archive_mode", "on")];
     let mut first = hand.copy(&base, "first", &target(&at_first));
@@ -153,9 +158,10 @@ fn a_second_try_follows_the_first_into_the_wrong_history() {
     assert_eq!(promoted(&mut hand.copy(&base, "second", &target(&at_second))), "1");
 
     refused(&p, 3, &["--to", &at_second], &["several timelines", "timeline 1", "timeline 2", "--timeline"]);
-    let mut copy = recovered(&p, "right", &["--to", &at_second, "--timeline", "1"]);
-    assert_eq!(rows(&copy), "1,2");
-    copy.stop(Stop::Immediate);
+    assert_eq!(rows(&recovered(&p, "right", &["--to", &at_second, "--timeline", "1"])), "1,2");
+    // What only one of them holds needs no choice, and the plan has seen all of the way to it.
+    let only = plan(&p, &["--to", &format!("xid:{third}")]);
+    assert_eq!((&only["timeline"], &only["prepared"][0]), (&1.into(), &"unfinished".into()), "{only}");
 }
 
 /// A backup was taken after a stray copy had branched off, so the branch is not in its history. PostgreSQL follows the
@@ -258,6 +264,15 @@ fn a_dropped_database_comes_back_by_no_time_and_no_transaction() {
             let failed = copy.try_psql_db("gone", "select n from precious").unwrap_err();
             assert!(failed.contains("cannot connect to invalid database \"gone\""), "{failed}");
         }
+
+        // The plan stops before that mark, which is earlier than every time and transaction of the drop.
+        let wish = ["--to", "before-drop-database:gone"];
+        let stop = plan(&p, &wish)["stop"].clone();
+        let by_xid = plan(&p, &["--to", &format!("before:xid:{dropping}")])["stop"].clone();
+        let lsn = |stop: &serde_json::Value| stop["lsn"].as_str().unwrap().parse::<walden::postgres::Lsn>().unwrap();
+        assert!(stop["inclusive"] == false && lsn(&stop) < lsn(&by_xid), "{stop} {by_xid}");
+        let copy = recovered(&p, "right", &wish);
+        assert_eq!(copy.psql_db("gone", "select n from precious"), "10", "PostgreSQL {}", installation.major);
     });
 }
 

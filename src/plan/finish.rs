@@ -7,18 +7,22 @@ use super::{
     resolve::Planner,
     scan,
     search::Found,
-    survey::{Seen, Stop},
+    survey::{Seen, Stop, Survey},
     target::Point,
 };
 use crate::{
     error::Result,
     postgres::{Lsn, RequiredSettings, TimelineHistory},
     repository::BackupDocument,
+    wal::StopRule,
 };
 
 impl Planner<'_> {
-    pub(super) async fn finish(&self, found: Found) -> Result<Plan> {
+    pub(super) async fn finish(&self, mut found: Found) -> Result<Plan> {
         let size = self.system.document.segment_size;
+        if found.begin > found.backup.start_lsn {
+            self.see_all(&mut found).await?;
+        }
         let first = size.number_of(found.backup.start_lsn);
         let consistent = found.backup.last_segment.number(size)?;
         let last = found.stop.map_or(consistent, |stop| size.number_of(Lsn(stop.end.0 - 1)).max(consistent));
@@ -61,6 +65,23 @@ impl Planner<'_> {
             warnings,
             backup,
         })
+    }
+
+    /// A stop that was found from a fork on, or without a search: what lies between the backup and it is looked at now.
+    async fn see_all(&self, found: &mut Found) -> Result<()> {
+        let Found { backup, run, seen, stop, .. } = &*found;
+        let (lsn, inclusive) = stop.map_or((backup.stop_lsn, true), |stop| (stop.lsn, stop.inclusive));
+        let survey = Survey::new(StopRule::Lsn { lsn, inclusive }, backup.start_lsn, Vec::new());
+        let first = self.system.document.segment_size.number_of(backup.start_lsn);
+        let (survey, scanned) = scan::scan(self.system, run.from(first), survey, self.watch).await?;
+        let all = survey.finish();
+        let matches = seen.matches.clone();
+        found.seen = match stop {
+            Some(_) => Seen { matches, ..all },
+            None => Seen { tablespaces: all.tablespaces, ..Seen::default() },
+        };
+        found.proven = first..first + scanned.segments as u64;
+        Ok(())
     }
 
     /// The timeline on which the stop itself lies is enough, where its own segments are there: a promotion from it then

@@ -138,7 +138,10 @@ impl Planner<'_> {
             Point::DropDatabase(name) => format!("no drop of the database {name} is in the archive"),
             _ => format!("{target} is after the end of the archive ({})", reach.end),
         };
-        let refused = Error::not_found(format!("{missing}; {last_commit}"));
+        let gap = gap.map_or_else(String::new, |gap| {
+            format!(", as far as that reaches: behind it {} missing", self.missing(gap, history))
+        });
+        let refused = Error::not_found(format!("{missing}{gap}; {last_commit}"));
         if let Point::Drop(_) | Point::DropDatabase(_) = &target.point {
             return refused.hint("what was dropped, and when: walden find --kind drop,truncate,drop-database");
         }

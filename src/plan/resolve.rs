@@ -150,6 +150,7 @@ impl Planner<'_> {
             seen: Seen::default(),
             stop: None,
             warnings: Vec::new(),
+            begin: Lsn(u64::MAX),
             proven: 0..0,
         };
         self.finish(found).await

@@ -36,6 +36,8 @@ pub(super) struct Found {
     pub(super) seen: Seen,
     pub(super) stop: Option<Stop>,
     pub(super) warnings: Vec<String>,
+    /// What was seen begins here.
+    pub(super) begin: Lsn,
     /// The numbers of the segments that are proven.
     pub(super) proven: Range<u64>,
 }
@@ -135,6 +137,10 @@ impl Planner<'_> {
                     return Ok(found);
                 }
                 Err(Miss::Before(edge)) => after = Some(edge),
+                // Idle since its backup, which tells the time as well.
+                Err(Miss::After(reach)) if reach.last.is_none() && self.is_before(usable[0]) => {
+                    after = Some(Edge::of(usable[0]));
+                }
                 Err(Miss::After(reach)) => {
                     refusal.get_or_insert_with(|| self.too_late(&reach, gap, history));
                     // Times and addresses rise from window to window; the others may lie in an older one.
@@ -145,6 +151,10 @@ impl Planner<'_> {
             }
         }
         Err(refusal.or(after.map(|edge| self.too_early(edge))).unwrap_or_else(|| self.broken(first, &runs)))
+    }
+
+    fn is_before(&self, backup: &BackupDocument) -> bool {
+        matches!(self.request.target.point, Point::Time(wanted) if wanted < backup.started)
     }
 
     /// Looks in one unbroken row of segments. What begins after a place where its log breaks is a window of its own.
@@ -218,7 +228,7 @@ impl Planner<'_> {
         };
         let proven = first..first + scanned.segments as u64;
         let (history, run) = (history.clone(), run.clone());
-        Ok(Ok(Found { history, run, backup, seen, stop: Some(stop), warnings, proven }))
+        Ok(Ok(Found { history, run, backup, seen, stop: Some(stop), warnings, begin, proven }))
     }
 
     /// The stop that was found; at the end of the archive the last record, where that is what is wished.
