@@ -37,7 +37,7 @@ pub async fn remember(
 ) -> Took {
     let reached = reached.filter(|r| r.outcome != Outcome::Following);
     let files = (restored.kept == 0 && !restored.resumed)
-        .then(|| Measured { bytes: restored.bytes, seconds: restored.took.as_secs_f64() });
+        .then_some(Measured { bytes: restored.bytes, seconds: restored.took.as_secs_f64() });
     let wal_bytes = plan.segments.saturating_mul(system.document.segment_size.bytes());
     let wal = reached.map(|r| Measured { bytes: wal_bytes, seconds: r.seconds });
     let estimated = plan.estimate.as_ref().filter(|_| files.is_some());
