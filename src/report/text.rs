@@ -142,7 +142,7 @@ fn tell(timelines: &Timelines, timeline: &Timeline, live: bool, width: usize, li
         }
     }
     if timeline.windows.is_empty() && timeline.lost_history.is_none() {
-        lines.push(vec![(Ink::Warning, format!("  {}", words::recoverable(timeline, DateTime::UNIX_EPOCH)))]);
+        wrap("  ", "    ", &words::recoverable(timeline, DateTime::UNIX_EPOCH), Ink::Warning, width, lines);
     }
     for gap in &timeline.gaps {
         wrap("   gap ", "       ", &words::missing(gap), Ink::Bad, width, lines);
