@@ -41,7 +41,7 @@ impl System {
     /// read from the heads.
     pub async fn roll_up(&self, most: usize, progress: &dyn Progress, interrupt: &Interrupt) -> Result<RolledUp> {
         let missing = self.missing_roll_ups().await?;
-        let source = Source::new(self.clone(), Need::Finding);
+        let source = Source::new(self.clone(), Need::Finding, &[]);
         let size = self.document.segment_size;
         let mut done = RolledUp { left: missing.len() as u64, ..RolledUp::default() };
         let logs = missing.len().min(most);

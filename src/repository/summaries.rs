@@ -5,6 +5,7 @@ pub(super) mod source;
 use std::{collections::VecDeque, ops::Range, pin::Pin, sync::Arc};
 
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use tokio::task::JoinHandle;
 
 use self::source::Source;
 use super::{System, join, rollup::Served};
@@ -18,8 +19,10 @@ use crate::{
 const ROLL_UPS: usize = 64;
 /// Roll-ups that are decoded at a time.
 const DECODERS: usize = 3;
-/// Heads that are read at a time.
-const HEADS: usize = 64;
+/// Summaries of a log that are handed on at a time: their heads are read at the same time.
+const PIECE: usize = 32;
+/// Pieces at a time.
+const PIECES: usize = 3;
 
 /// Which lists of a summary must be whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +105,7 @@ impl System {
     /// They come from roll-ups where many segments of a log are wanted, else from the heads, else from the records.
     #[must_use]
     pub fn summaries(&self, segments: Vec<(SegmentName, u64)>, need: Need) -> Summaries {
-        let source = Arc::new(Source::new(self.clone(), need));
+        let source = Arc::new(Source::new(self.clone(), need, &segments));
         let coming = Box::pin(coming(source.clone(), Arc::new(segments)));
         Summaries { source, coming, held: VecDeque::new() }
     }
@@ -234,24 +237,45 @@ fn coming(
             })
         })
         .buffered(DECODERS)
-        .map_ok(|served| stream::iter(served.into_iter().map(Ok)))
+        .map_ok(|served| stream::iter(pieces(served).into_iter().map(Ok)))
         .try_flatten()
-        .map(move |one| {
+        .map(move |piece| {
             let source = source.clone();
             async move {
-                let ((name, length), served) = one?;
-                let known = match served {
-                    Served::Summary(summary) => Ok(summary),
-                    other => spawned(async move { source.one(name, length, other).await }).await?,
-                };
-                let (summary, fault) = match known {
-                    Ok(summary) => (*summary, None),
-                    Err(fault) => (Summary::default(), Some(fault)),
-                };
-                Ok(SegmentSummary { name, length, summary, fault })
+                stream::iter(piece?).map(|one| resolve(&source, one)).buffered(PIECE).try_collect::<Vec<_>>().await
             }
         })
-        .buffered(HEADS)
+        .buffered(PIECES)
+        .map_ok(|piece| stream::iter(piece.into_iter().map(Ok)))
+        .try_flatten()
+}
+
+type Listed = ((SegmentName, u64), Served);
+
+/// Cuts what is known of a log into pieces.
+fn pieces(mut served: Vec<Listed>) -> Vec<Vec<Listed>> {
+    let mut pieces = Vec::with_capacity(served.len() / PIECE + 1);
+    while served.len() > PIECE {
+        let rest = served.split_off(PIECE);
+        pieces.push(std::mem::replace(&mut served, rest));
+    }
+    pieces.push(served);
+    pieces
+}
+
+async fn resolve(source: &Arc<Source>, ((name, length), served): Listed) -> Result<SegmentSummary> {
+    let known = match served {
+        Served::Summary(summary) => Ok(summary),
+        other => {
+            let source = source.clone();
+            spawned(async move { source.one(name, length, other).await }).await?
+        }
+    };
+    let (summary, fault) = match known {
+        Ok(summary) => (*summary, None),
+        Err(fault) => (Summary::default(), Some(fault)),
+    };
+    Ok(SegmentSummary { name, length, summary, fault })
 }
 
 /// Cuts a path into its logs.
@@ -265,9 +289,16 @@ fn logs(path: &[(SegmentName, u64)]) -> Vec<Range<usize>> {
         .collect()
 }
 
-/// Runs on any thread of the runtime: several can decode at a time.
+/// Runs on any thread of the runtime, so that several can decode at a time, until nobody waits for it any more.
 async fn spawned<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
-    join(tokio::spawn(work).await)?
+    struct Task<T>(JoinHandle<T>);
+    impl<T> Drop for Task<T> {
+        fn drop(&mut self) {
+            self.0.abort();
+        }
+    }
+    let mut task = Task(tokio::spawn(work));
+    join((&mut task.0).await)?
 }
 
 #[cfg(test)]

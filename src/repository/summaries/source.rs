@@ -39,6 +39,8 @@ pub(in crate::repository) struct Source {
     pub system: System,
     need: Need,
     readers: Semaphore,
+    /// The lowest log of each timeline that is wanted.
+    lowest: HashMap<TimelineId, u32>,
     roll_ups: Mutex<HashMap<TimelineId, RollUps>>,
 }
 
@@ -46,8 +48,13 @@ pub(in crate::repository) struct Source {
 pub(in crate::repository) type Known = std::result::Result<Box<Summary>, Fault>;
 
 impl Source {
-    pub fn new(system: System, need: Need) -> Self {
-        Self { system, need, readers: Semaphore::new(READERS), roll_ups: Mutex::default() }
+    /// For segments of one path.
+    pub fn new(system: System, need: Need, path: &[(SegmentName, u64)]) -> Self {
+        let mut lowest = HashMap::new();
+        for (name, _) in path {
+            lowest.entry(name.timeline).or_insert(name.log);
+        }
+        Self { system, need, readers: Semaphore::new(READERS), lowest, roll_ups: Mutex::default() }
     }
 
     pub fn need(&self) -> Need {
@@ -57,7 +64,7 @@ impl Source {
     /// The roll-up that has most of these segments, which are of one log; none where there is none.
     pub async fn roll_up(&self, path: &[(SegmentName, u64)]) -> Result<Option<Bytes>> {
         let Some((name, _)) = path.first().filter(|_| path.len() >= FEW) else { return Ok(None) };
-        let Some(number) = self.roll_ups(name.timeline, name.log).await?.get(&name.log).copied() else {
+        let Some(number) = self.roll_ups(name.timeline).await?.get(&name.log).copied() else {
             return Ok(None);
         };
         let key = self.system.folder.roll_up(name.timeline, name.log, number)?;
@@ -179,12 +186,13 @@ impl Source {
         }
     }
 
-    /// The newest roll-up of each log of a timeline from `first` on. Asked for once, and by the lowest log first.
-    async fn roll_ups(&self, timeline: TimelineId, first: u32) -> Result<RollUps> {
+    /// The newest roll-up of each log of a timeline that is wanted. Asked for once.
+    async fn roll_ups(&self, timeline: TimelineId) -> Result<RollUps> {
         let mut known = self.roll_ups.lock().await;
         if let Some(roll_ups) = known.get(&timeline) {
             return Ok(roll_ups.clone());
         }
+        let first = self.lowest.get(&timeline).copied().unwrap_or(0);
         let roll_ups = Arc::new(self.system.roll_ups(timeline, first).await?);
         known.insert(timeline, roll_ups.clone());
         Ok(roll_ups)
