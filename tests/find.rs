@@ -64,6 +64,13 @@ fn each_mishap_of_tables_is_found_and_undone() {
         shop("begin; drop table orders; rollback");
         shop("select pg_create_restore_point('before deploy')");
         shop("select pg_logical_emit_message(false, 'deploy', 'version 7')");
+        // What no backup has a name for has one in the log.
+        shop("create schema \"New\"; create table \"New\".later (id serial primary key, t text)");
+        shop("insert into \"New\".later (t) select 'z' from generate_series(1, 7)");
+        shop("checkpoint");
+        shop("create table short (n int)");
+        shop("begin; drop table short; create table short (n int, m int); commit");
+        shop("drop table \"New\".later");
         shop("truncate lines");
         shop("vacuum full big");
         shop(
@@ -85,6 +92,8 @@ fn each_mishap_of_tables_is_found_and_undone() {
         let found = find(&p, &[]);
         let expected = [
             "restore point \"before deploy\"",
+            "dropped table shop.public.short",
+            "dropped table shop.\"New\".later",
             "truncated table shop.public.lines",
             "rewrote table shop.public.big",
             "deleted 2000 rows of shop.public.big",
@@ -111,8 +120,10 @@ fn each_mishap_of_tables_is_found_and_undone() {
         assert_eq!(find(&p, &["--kind", "drop", "--limit", "1"]), std::slice::from_ref(drop));
 
         // Each way leads to just before it: not a row less, and nothing of it.
-        assert_eq!(restored(&mut p, "lines", &to(&found, expected[1]), |c| rows(c, "lines")), "10");
-        let before_delete = to(&found, expected[3]);
+        assert_eq!(restored(&mut p, "lines", &to(&found, expected[3]), |c| rows(c, "lines")), "10");
+        let later = |c: &Cluster| rows(c, "\"New\".later");
+        assert_eq!(restored(&mut p, "later", "before-drop:\"New\".later", later), "7");
+        let before_delete = to(&found, expected[5]);
         assert_eq!(
             restored(&mut p, "big", &before_delete, |c| (rows(c, "big"), rows(c, "lines"))),
             ("6000".into(), "0".into())
@@ -124,7 +135,7 @@ fn each_mishap_of_tables_is_found_and_undone() {
         // It was truncated, which is as bad.
         let json: Value =
             serde_json::from_str(p.walden(["--json", "plan", "--to", "before-drop:shop.public.lines"]).ok()).unwrap();
-        assert_eq!(format!("before:{}", json["stop"]["lsn"].as_str().unwrap()), to(&found, expected[1]));
+        assert_eq!(format!("before:{}", json["stop"]["lsn"].as_str().unwrap()), to(&found, expected[3]));
         let none = p.walden(["plan", "--to", "before-drop:nothing"]);
         none.expect_code(3);
         assert!(none.stderr.contains("no drop of nothing") && none.stderr.contains("walden find"), "{none}");
@@ -154,6 +165,9 @@ fn a_dropped_database_comes_back_with_its_rows() {
         psql("drop database second");
         p.cluster.psql_db("first", "insert into t values (11)");
         psql("drop database first");
+        psql("create database fresh");
+        p.cluster.psql_db("fresh", "create table t as select generate_series(1, 5) as n");
+        psql("drop database fresh");
         psql("drop tablespace empty");
         let _ = p.archive();
         p.cluster.stop(Stop::Fast);
@@ -163,12 +177,14 @@ fn a_dropped_database_comes_back_with_its_rows() {
 
         let found = find(&p, &[]);
         let told = words(&found);
-        assert_eq!(told[..3], ["dropped database second", "dropped database first", "dropped tablespace empty"]);
-        assert!(told[3].contains("max_connections") && told[3].contains("123"), "{told:?}");
-        assert_eq!(told.len(), 4, "{told:?}");
+        let dropped = ["second", "first", "fresh"].map(|name| format!("dropped database {name}"));
+        assert_eq!(told[..3], dropped);
+        assert_eq!(told[3], "dropped tablespace empty");
+        assert!(told[4].contains("max_connections") && told[4].contains("123"), "{told:?}");
+        assert_eq!(told.len(), 5, "{told:?}");
         assert_eq!(words(&find(&p, &["--database", "first"])), ["dropped database first"]);
         p.walden(["plan", "--to", "before-drop-database:moved"]).expect_code(3);
-        for (name, rows) in [("first", "11"), ("second", "10")] {
+        for (name, rows) in [("first", "11"), ("second", "10"), ("fresh", "5")] {
             // The tablespaces of the copy would be those of the server.
             p.cluster.stop(Stop::Fast);
             let maps = [&space, &second].map(|s| {

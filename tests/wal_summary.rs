@@ -136,7 +136,7 @@ impl Archived {
 /// A fact as a line, when it is one of those that are compared with `pg_waldump`.
 fn ours(record: &Record) -> Option<String> {
     Some(match &record.fact {
-        Fact::Rows(rows) => {
+        Fact::Rows(rows) | Fact::Named { rows, .. } => {
             format!("{:?} {} {} {} {}", rows.change, rows.file, rows.block, rows.offset, rows.count)
         }
         Fact::PageImage { file, pages } => format!("images {file} {pages}"),
@@ -324,7 +324,7 @@ fn expected(own: &[&Record]) -> Summary {
                 summary.times = end(abort, summary.times);
                 continue;
             }
-            Fact::Rows(r) => match r.change {
+            Fact::Rows(r) | Fact::Named { rows: r, .. } => match r.change {
                 Change::Insert => (r.file, [r.count.into(), 0, 0, 0]),
                 Change::Update => (r.file, [0, 1, 0, 0]),
                 Change::Delete => (r.file, [0, 0, 1, 0]),
@@ -380,6 +380,7 @@ fn listed(own: &[&Record]) -> (Vec<Lsn>, Vec<Lsn>) {
         | Fact::DatabaseDrop { .. }
         | Fact::Locks { .. }
         | Fact::RelationMap { .. }
+        | Fact::Named { .. }
         | Fact::Message { .. } => true,
         _ => false,
     };

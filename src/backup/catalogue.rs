@@ -69,6 +69,9 @@ async fn write(
 /// Adds the relations of one database; those that all databases share only once.
 async fn relations(conninfo: &Conninfo, shared: bool, catalogue: &mut CatalogueWriter) -> Result<()> {
     let session = Session::open(conninfo).await?;
+    for schema in session.schemas().await? {
+        catalogue.add(&CatalogueEntry::Schema(schema))?;
+    }
     session
         .relations(|relation| match relation.database {
             0 if !shared => Ok(()),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{BackupDocument, BackupId, FORMAT, System, join};
 use crate::{
     error::{Error, Kind, Result},
-    postgres::sql::catalogue::{DatabaseName, RelationName, TablespaceName},
+    postgres::sql::catalogue::{DatabaseName, RelationName, SchemaName, TablespaceName},
     seal::FrameWriter,
     store::{Put, bridge},
 };
@@ -31,6 +31,8 @@ pub enum CatalogueEntry {
     Tablespace(TablespaceName),
     /// A database.
     Database(DatabaseName),
+    /// A schema.
+    Schema(SchemaName),
     /// A relation.
     Relation(RelationName),
 }

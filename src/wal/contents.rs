@@ -171,6 +171,7 @@ fn is_rare(fact: &Fact) -> bool {
             | Fact::FileCreate { .. }
             | Fact::Locks { .. }
             | Fact::Rows(_)
+            | Fact::Named { .. }
             | Fact::PageImage { .. }
             | Fact::Other
     )

@@ -5,6 +5,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::{
     Change, Checkpoint, Dropped, Fact, Lock, Parameters, Prepared, Rows, TransactionEnd, WalLevel,
     fields::Fields,
+    named::named,
     record::{Block, Body, HEADER, RecordHeader, resource_manager},
 };
 use crate::postgres::{Lsn, TimelineId, Version};
@@ -74,7 +75,7 @@ pub(super) fn decode(header: &RecordHeader, body: &[u8], version: Version) -> Op
     let op = header.info & 0xF0;
     let fields = Fields::of(body.main);
     match header.rmid {
-        resource_manager::HEAP => Some(heap(op & 0x70, &body).unwrap_or(Fact::Other)),
+        resource_manager::HEAP => Some(heap(op & 0x70, &body, version).unwrap_or(Fact::Other)),
         resource_manager::HEAP2 => Some(multi_insert(&body).unwrap_or(Fact::Other)),
         resource_manager::XLOG if op == 0xB0 => Some(page_image(&body)),
         resource_manager::XLOG => xlog(op, fields, version),
@@ -91,7 +92,7 @@ pub(super) fn decode(header: &RecordHeader, body: &[u8], version: Version) -> Op
 
 /// `src/include/access/heapam_xlog.h`. Block 0 is the row's page, in an update that of its new version; block 1 is that of
 /// the old version where this is another one.
-fn heap(op: u8, body: &Body<'_>) -> Option<Fact> {
+fn heap(op: u8, body: &Body<'_>, version: Version) -> Option<Fact> {
     const MOVED_TO_ANOTHER_PARTITION: u8 = 1 << 4;
     let mut fields = Fields::of(body.main);
     let mut block = body.blocks[0]?;
@@ -111,7 +112,13 @@ fn heap(op: u8, body: &Body<'_>) -> Option<Fact> {
     if change == Change::Update {
         block = body.blocks[1].filter(|old| old.fork == MAIN_FORK).unwrap_or(block);
     }
-    Some(rows(change, block, offset, 1))
+    let rows = rows(change, block, offset, 1);
+    if change == Change::Insert
+        && let Some(named) = named(rows.file.number, offset, &body.content, version)
+    {
+        return Some(Fact::Named { rows, named });
+    }
+    Some(Fact::Rows(rows))
 }
 
 const MAIN_FORK: u8 = 0;
@@ -121,11 +128,11 @@ fn multi_insert(body: &Body<'_>) -> Option<Fact> {
     let mut fields = Fields::of(body.main);
     // flags and padding.
     fields.skip(2)?;
-    Some(rows(Change::Insert, body.blocks[0]?, 0, fields.u16()?))
+    Some(Fact::Rows(rows(Change::Insert, body.blocks[0]?, 0, fields.u16()?)))
 }
 
-fn rows(change: Change, block: Block, offset: u16, count: u16) -> Fact {
-    Fact::Rows(Rows { change, file: block.file, block: block.number, offset, count })
+fn rows(change: Change, block: Block, offset: u16, count: u16) -> Rows {
+    Rows { change, file: block.file, block: block.number, offset, count }
 }
 
 /// `XLOG_FPI`: pages as they are, up to 32 in a record.

@@ -129,6 +129,13 @@ pub enum Fact {
     },
     /// Rows of a relation were inserted, updated or deleted.
     Rows(Rows),
+    /// A row was inserted that gives something its name: a relation, schema, database or tablespace.
+    Named {
+        /// The row.
+        rows: Rows,
+        /// The name.
+        named: Named,
+    },
     /// A page image was logged without rows: an index or a whole relation was written anew.
     PageImage {
         /// The file of the first page.
@@ -222,6 +229,21 @@ pub struct Rows {
     pub offset: u16,
     /// How many rows.
     pub count: u16,
+}
+
+/// The name of what a row of `pg_class`, `pg_namespace`, `pg_database` or `pg_tablespace` stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    /// Its OID.
+    pub oid: u32,
+    /// Its name.
+    pub name: String,
+    /// A relation's schema, by its OID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<u32>,
+    /// What a relation is: `pg_class.relkind`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<char>,
 }
 
 /// The end of a transaction.

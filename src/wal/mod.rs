@@ -9,6 +9,7 @@ pub mod contents;
 mod decode;
 pub mod fact;
 mod fields;
+pub(crate) mod named;
 pub mod page;
 pub mod reader;
 pub mod record;
@@ -21,7 +22,8 @@ pub(crate) mod testing;
 pub use check::{SegmentCheck, SegmentEnd, SegmentFacts, check_segment};
 pub use contents::{Contents, Inspector, ManagerCount};
 pub use fact::{
-    Change, Checkpoint, Dropped, Fact, Lock, Parameters, Prepared, RelFile, Rows, TransactionEnd, WalLevel, widen_xid,
+    Change, Checkpoint, Dropped, Fact, Lock, Named, Parameters, Prepared, RelFile, Rows, TransactionEnd, WalLevel,
+    widen_xid,
 };
 pub use page::{PageHeader, SegmentHeader};
 pub use reader::{End, Reader, Records};

@@ -110,6 +110,17 @@ pub(super) struct Body<'a> {
     pub blocks: [Option<Block>; 2],
     /// How many blocks it refers to.
     pub count: u32,
+    /// What it holds of the block that it calls 0.
+    pub content: Content<'a>,
+}
+
+/// What a record holds of a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Content<'a> {
+    /// The page, without the hole that begins at that offset; none when it is compressed.
+    pub page: Option<(&'a [u8], usize)>,
+    /// Its data.
+    pub data: &'a [u8],
 }
 
 /// A block that a record refers to.
@@ -131,6 +142,7 @@ impl<'a> Body<'a> {
         let mut blocks = [None; 2];
         let mut count = 0;
         let mut file = None;
+        let mut content = None;
         let main = loop {
             // All that is left are images and data: there is no main data.
             if headers + data >= length {
@@ -140,7 +152,10 @@ impl<'a> Body<'a> {
                 id @ 0..=32 => {
                     let reference = Reference::parse(&mut fields, &mut file, version)?;
                     headers += 1 + reference.header;
-                    data += reference.data;
+                    if id == 0 {
+                        content = Some((data, reference.image, reference.data));
+                    }
+                    data += reference.image.length + reference.data;
                     count += 1;
                     if let Some(place) = blocks.get_mut(usize::from(id)) {
                         *place = Some(reference.block);
@@ -169,7 +184,12 @@ impl<'a> Body<'a> {
         if start.checked_add(main)? != length {
             return None;
         }
-        Some(Self { main: body.get(start..).unwrap_or_default(), blocks, count })
+        let bytes = |from: usize, length: usize| body.get(headers + from..headers + from + length).unwrap_or_default();
+        let content = content.map_or_else(Content::default, |(from, image, length)| Content {
+            page: image.plain.then(|| (bytes(from, image.length), image.hole)),
+            data: bytes(from + image.length, length),
+        });
+        Some(Self { main: body.get(start..).unwrap_or_default(), blocks, count, content })
     }
 }
 
@@ -178,8 +198,21 @@ struct Reference {
     block: Block,
     /// Bytes of its header after the id.
     header: usize,
-    /// Bytes of its image and its data, which lie further on.
+    /// Its image, which lies further on.
+    image: Image,
+    /// Bytes of its data, which follow the image.
     data: usize,
+}
+
+/// The image of a page.
+#[derive(Clone, Copy, Default)]
+struct Image {
+    /// Its bytes; 0 when there is none.
+    length: usize,
+    /// Where in the page the bytes begin that are left out.
+    hole: usize,
+    /// Whether there is one, and it is not compressed.
+    plain: bool,
 }
 
 impl Reference {
@@ -192,14 +225,16 @@ impl Reference {
         // BKPIMAGE_IS_COMPRESSED until 14; since 15 one bit each for pglz, lz4 and zstd.
         let compressed = if version.0 < 15 { 0x02 } else { 0x1C };
         let flags = fields.u8()?;
-        let mut data = usize::from(fields.u16()?);
+        let data = usize::from(fields.u16()?);
         let mut header = 3;
+        let mut image = Image::default();
         if flags & HAS_IMAGE != 0 {
-            data += usize::from(fields.u16()?);
-            fields.skip(2)?;
-            let image = fields.u8()?;
+            image.length = usize::from(fields.u16()?);
+            image.hole = usize::from(fields.u16()?);
+            let info = fields.u8()?;
+            image.plain = info & compressed == 0;
             header += 5;
-            if image & HAS_HOLE != 0 && image & compressed != 0 {
+            if info & HAS_HOLE != 0 && info & compressed != 0 {
                 fields.skip(2)?;
                 header += 2;
             }
@@ -209,7 +244,7 @@ impl Reference {
             header += 12;
         }
         let block = Block { file: (*file)?, fork: flags & FORK, number: fields.u32()? };
-        Some(Self { block, header: header + 4, data })
+        Some(Self { block, header: header + 4, image, data })
     }
 }
 

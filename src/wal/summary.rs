@@ -68,7 +68,7 @@ pub struct Summary {
     pub turns: List<Told>,
     /// What a search needs to know besides, by LSN: commits and aborts that remove or drop something or have
     /// subtransactions (which lead from the transactions that `rows` and locks name to the top ones), files made and cut
-    /// off, databases made and dropped, locks, maps, messages, and updates and deletions of rows of shared catalogues.
+    /// off, databases made and dropped, locks, maps, names, messages, and updates and deletions of rows of shared catalogues.
     /// The files that the making of a database fills in the same segment are left out, here and in `rows`.
     #[serde(default, skip_serializing_if = "List::is_empty")]
     pub changes: List<Told>,

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 
 use crate::{
     postgres::{Lsn, TimelineId},
-    wal::{Change, Dropped, Fact, Parameters, RelFile, RowCount, Rows, Summary, Told, TransactionEnd},
+    wal::{Change, Dropped, Fact, Named, Parameters, RelFile, RowCount, Rows, Summary, Told, TransactionEnd},
 };
 
 /// Transactions that are followed at a time. What is more is forgotten, those with the fewest rows first.
@@ -125,6 +125,8 @@ pub(super) struct Gatherer {
     time: Option<DateTime<Utc>>,
     parameters: Option<Parameters>,
     pub happenings: Vec<Happening>,
+    /// The names that rows of catalogues were given on the way: where, in which file, and what.
+    pub named: Vec<(Lsn, RelFile, Named)>,
     /// Whether happenings were forgotten.
     pub forgotten: bool,
 }
@@ -138,6 +140,7 @@ impl Gatherer {
             time: None,
             parameters: None,
             happenings: Vec::new(),
+            named: Vec::new(),
             forgotten: false,
         }
     }
@@ -210,6 +213,13 @@ impl Gatherer {
             }
             Fact::FileCreate { file } if xid != 0 => self.open(xid, lsn).made.push(*file),
             Fact::Rows(rows) if rows.file.database == 0 => self.shared_row(lsn, xid, rows),
+            Fact::Named { rows, named } => {
+                self.named.push((lsn, rows.file, named.clone()));
+                if self.named.len() >= 2 * KEPT {
+                    self.named.drain(..KEPT);
+                    self.forgotten = true;
+                }
+            }
             Fact::Commit(end) => self.end(lsn, end, false),
             Fact::Abort(end) => self.end(lsn, end, true),
             Fact::DatabaseDrop { oid, .. } => self.database_drop(lsn, xid, *oid),

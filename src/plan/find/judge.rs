@@ -172,13 +172,23 @@ impl<'n> Judge<'n> {
         let mut fates = Fates { dropped: self.dropped(work, &old, lsn), ..Fates::default() };
         fates.dropped.retain(|key| !made(key));
         let kept: Vec<(RelFile, Key)> = old.into_iter().filter(|(_, key)| !fates.dropped.contains(key)).collect();
-        // `make_new_heap()` in `src/backend/commands/cluster.c`: a transient table, locked under its own number, lends
-        // its file.
+        // `make_new_heap()` in `src/backend/commands/cluster.c`: a transient table, which is called after the one that it
+        // is to replace, lends its file.
+        for file in &work.created {
+            if let Some(table) = self.replaced((file.database, file.number), lsn) {
+                self.names.link(*file, table);
+                fates.rewritten.push(table);
+            }
+        }
+        if !fates.rewritten.is_empty() {
+            return fates;
+        }
+        // The same without its name: it is locked under its own number.
         let transient = work.created.iter().find(|f| {
             let key = (f.database, f.number);
             let was_dropped = work.dropped.iter().any(|d| (d.database, d.relation) == key);
-            work.locks.contains(&key)
-                && (was_dropped || self.version.0 < 15 && self.names.outlived(key, lsn) != Some(true))
+            let lasts = || self.names.outlived(key, lsn) == Some(true) || self.names.relation(key, lsn).is_some();
+            work.locks.contains(&key) && (was_dropped || self.version.0 < 15 && !lasts())
         });
         if let Some(file) = transient {
             let is_index = |kind| matches!(kind, RelationKind::Index | RelationKind::Toast);
@@ -220,7 +230,11 @@ impl<'n> Judge<'n> {
         for (_, key) in old {
             let gone = match self.names.outlived(*key, lsn) {
                 Some(outlived) => !outlived,
-                None => work.created.is_empty(),
+                // What was made instead of it has a name of its own.
+                None => work.created.first().is_none_or(|f| {
+                    let new = (f.database, f.number);
+                    self.kind(new, lsn).is_some() && self.replaced(new, lsn).is_none()
+                }),
             };
             if gone && !dropped.contains(key) {
                 dropped.push(*key);
@@ -240,7 +254,11 @@ impl<'n> Judge<'n> {
     fn key_of(&self, file: RelFile, work: &Work) -> Key {
         // A new relation's first file has its OID for a number.
         let same = (file.database, file.number);
-        let known = || work.locks.contains(&same) || work.dropped.iter().any(|d| (d.database, d.relation) == same);
+        let known = || {
+            self.kind(same, Lsn(u64::MAX)).is_some()
+                || work.locks.contains(&same)
+                || work.dropped.iter().any(|d| (d.database, d.relation) == same)
+        };
         match self.names.relation_of(file) {
             Some(key) => key,
             None if known() => same,
@@ -250,6 +268,12 @@ impl<'n> Judge<'n> {
                 _ => same,
             },
         }
+    }
+
+    /// The table that a transient one is made to replace, as its name tells.
+    fn replaced(&self, transient: Key, lsn: Lsn) -> Option<Key> {
+        let name = self.names.relation(transient, lsn)?;
+        Some((transient.0, name.name.strip_prefix("pg_temp_")?.parse().ok()?))
     }
 
     fn kind(&self, key: Key, lsn: Lsn) -> Option<RelationKind> {

@@ -1,5 +1,5 @@
-//! Names for the numbers of the log, out of the catalogues of the backups along the path. A name holds from the
-//! catalogue that has it on; before the first that has it, that one's is the best there is.
+//! Names for the numbers of the log: out of the catalogues of the backups along the path, and out of the log itself for
+//! what was made in between. A name holds from where it is found on; before that, the first there is is the best.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,9 +10,12 @@ use super::gather::{Happening, What};
 use crate::{
     error::{Kind, Result},
     plan::TableName,
-    postgres::{Lsn, sql::catalogue::RelationName},
+    postgres::{
+        Lsn,
+        sql::catalogue::{RelationKind, RelationName},
+    },
     repository::{BackupDocument, CatalogueEntry, System},
-    wal::RelFile,
+    wal::{self, Named, RelFile},
 };
 
 /// Numbers that need names.
@@ -64,6 +67,7 @@ pub(super) struct Names {
     files: HashMap<RelFile, (u32, u32)>,
     databases: HashMap<u32, Since<String>>,
     tablespaces: HashMap<u32, Since<String>>,
+    schemas: HashMap<(u32, u32), Since<String>>,
     /// The last catalogue that has a relation, and the last there is.
     seen: HashMap<(u32, u32), Lsn>,
     last: Option<Lsn>,
@@ -92,12 +96,13 @@ impl Names {
         Ok(names)
     }
 
-    /// Adds what was found at `lsn`, which is not before that of what was added earlier.
+    /// Adds what a catalogue has that was taken at `lsn`.
     pub fn add(&mut self, lsn: Lsn, entry: CatalogueEntry) {
         match entry {
             CatalogueEntry::Catalogue { .. } => self.last = Some(lsn),
             CatalogueEntry::Tablespace(t) => add(self.tablespaces.entry(t.oid).or_default(), lsn, t.name),
             CatalogueEntry::Database(d) => add(self.databases.entry(d.oid).or_default(), lsn, d.name),
+            CatalogueEntry::Schema(s) => add(self.schemas.entry((s.database, s.oid)).or_default(), lsn, s.name),
             CatalogueEntry::Relation(relation) => {
                 let key = (relation.database, relation.oid);
                 if let Some(file) = file_of(&relation) {
@@ -106,6 +111,31 @@ impl Names {
                 self.seen.insert(key, lsn);
                 add(self.relations.entry(key).or_default(), lsn, relation);
             }
+        }
+    }
+
+    /// Adds what the log tells, once all catalogues are read. `file` is the catalogue's.
+    pub fn named(&mut self, lsn: Lsn, file: RelFile, named: Named) {
+        let Named { oid, name, schema, kind } = named;
+        match (file.number, schema.zip(kind)) {
+            (wal::named::DATABASE, _) => add(self.databases.entry(oid).or_default(), lsn, name),
+            (wal::named::TABLESPACE, _) => add(self.tablespaces.entry(oid).or_default(), lsn, name),
+            (wal::named::NAMESPACE, _) => add(self.schemas.entry((file.database, oid)).or_default(), lsn, name),
+            (_, Some((schema, kind))) => {
+                let schema = self.schemas.get(&(file.database, schema)).and_then(|since| at(since, lsn));
+                let relation = RelationName {
+                    database: file.database,
+                    oid,
+                    schema: schema.cloned().unwrap_or_else(|| "?".into()),
+                    name,
+                    kind: RelationKind::from_letter(kind),
+                    file: None,
+                    tablespace: 0,
+                    parent: None,
+                };
+                add(self.relations.entry((file.database, oid)).or_default(), lsn, relation);
+            }
+            _ => {}
         }
     }
 
@@ -149,7 +179,8 @@ impl Names {
 }
 
 fn add<T: PartialEq>(since: &mut Since<T>, lsn: Lsn, name: T) {
-    if since.last().is_none_or(|(_, last)| *last != name) {
-        since.push((lsn, name));
+    let place = since.partition_point(|(from, _)| *from <= lsn);
+    if place.checked_sub(1).is_none_or(|before| since[before].1 != name) {
+        since.insert(place, (lsn, name));
     }
 }

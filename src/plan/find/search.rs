@@ -77,6 +77,9 @@ pub(in crate::plan) async fn search(stretch: Stretch<'_>, terms: &Terms<'_>, wat
     }
     let interest = Interest::of(&gathered.happenings, terms.table);
     let mut names = Names::read(stretch.system, &catalogues(stretch), interest).await?;
+    for (lsn, file, named) in std::mem::take(&mut gathered.named) {
+        names.named(lsn, file, named);
+    }
     let version = stretch.system.document.postgres;
     let mut judge = Judge::new(&mut names, version, terms.rows, terms.xid.is_some());
     for happening in &gathered.happenings {

@@ -32,6 +32,17 @@ pub struct TablespaceName {
     pub name: String,
 }
 
+/// A schema.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SchemaName {
+    /// The OID of its database.
+    pub database: u32,
+    /// Its OID.
+    pub oid: u32,
+    /// Its name.
+    pub name: String,
+}
+
 /// A relation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RelationName {
@@ -148,6 +159,15 @@ impl Session {
     pub async fn tablespaces(&self) -> Result<Vec<TablespaceName>> {
         let rows = self.rows("SELECT oid, spcname::text FROM pg_tablespace ORDER BY oid", &[]).await?;
         Ok(rows.iter().map(|row| TablespaceName { oid: row.get(0), name: row.get(1) }).collect())
+    }
+
+    /// The schemas of the session's database, temporary ones left out.
+    pub async fn schemas(&self) -> Result<Vec<SchemaName>> {
+        let sql = "SELECT d.oid, n.oid, n.nspname::text FROM pg_namespace n, pg_database d \
+                   WHERE d.datname = current_database() AND n.nspname !~ '^pg_(toast_)?temp_' ORDER BY n.oid";
+        let rows = self.rows(sql, &[]).await?;
+        let schema = |row: &super::Row| SchemaName { database: row.get(0), oid: row.get(1), name: row.get(2) };
+        Ok(rows.iter().map(schema).collect())
     }
 
     /// Hands on every relation of the session's database and of what all databases share, one by one: there can be

@@ -91,6 +91,7 @@ impl List {
             | Fact::DatabaseDrop { .. }
             | Fact::Locks { .. }
             | Fact::RelationMap { .. }
+            | Fact::Named { .. }
             | Fact::Message { .. } => Self::Changes,
             Fact::Rows(rows) if rows.file.tablespace == GLOBAL && rows.change != Change::Insert => Self::Changes,
             Fact::Rows(_) | Fact::PageImage { .. } | Fact::Switch | Fact::Other => Self::None,
@@ -102,7 +103,7 @@ impl RowCount {
     /// An empty count for what a record says about rows, if it does.
     pub(super) fn of(record: &Record) -> Option<Self> {
         let file = match &record.fact {
-            Fact::Rows(rows) if rows.change != Change::Inplace => rows.file,
+            Fact::Rows(rows) | Fact::Named { rows, .. } if rows.change != Change::Inplace => rows.file,
             Fact::PageImage { file, .. } => *file,
             _ => return None,
         };
@@ -115,7 +116,7 @@ impl RowCount {
     /// Adds what a record says about rows.
     pub(super) fn add(&mut self, fact: &Fact) {
         match fact {
-            Fact::Rows(rows) => {
+            Fact::Rows(rows) | Fact::Named { rows, .. } => {
                 let count = match rows.change {
                     Change::Insert => &mut self.inserted,
                     Change::Update => &mut self.updated,
@@ -138,7 +139,7 @@ impl RowCount {
 /// The file that a record makes or fills.
 pub(super) fn filled(fact: &Fact) -> Option<RelFile> {
     match fact {
-        Fact::Rows(rows) => Some(rows.file),
+        Fact::Rows(rows) | Fact::Named { rows, .. } => Some(rows.file),
         Fact::PageImage { file, .. } | Fact::FileCreate { file } => Some(*file),
         _ => None,
     }
