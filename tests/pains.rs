@@ -138,17 +138,26 @@ fn a_missing_segment_ends_recovery_in_silence() {
 /// the first, because "latest" is PostgreSQL's default: it stops at the right time in the wrong history.
 #[test]
 fn a_second_try_follows_the_first_into_the_wrong_history() {
-    let p = Protected::new(any(), Place::Directory, |b| b.setting("max_prepared_transactions", 5));
-    p.cluster.psql("create table t (n int); create table other (n int)");
+    let mut p = protected();
     let hand = ByHand::beside(&p);
     let base = hand.backup(&p.cluster, "base");
     let _ = p.backup();
-    p.cluster.psql("begin; insert into other values (1); prepare transaction 'unfinished'");
+    p.cluster.stop(Stop::Fast);
+    p.cluster.append_configuration("max_connections = 150\n");
+    p.cluster.start();
     let (_, at_first) = commit(&p.cluster, 1);
     let (_, at_second) = commit(&p.cluster, 2);
-    let (third, _) = commit(&p.cluster, 3);
+    commit(&p.cluster, 3);
+    p.cluster.psql("select pg_create_restore_point('three')");
     let _ = p.archive();
-    let target = |time| [("recovery_target_time", time), ("recovery_target_action", "promote"), ("archive_mode", "on")];
+    let target = |time| {
+        [
+            ("recovery_target_time", time),
+            ("recovery_target_action", "promote"),
+            ("archive_mode", "on"),
+            ("max_connections", "150"),
+        ]
+    };
     let mut first = hand.copy(&base, "first", &target(&at_first));
     assert_eq!(promoted(&mut first), "1");
     commit(&first, 100);
@@ -160,8 +169,8 @@ fn a_second_try_follows_the_first_into_the_wrong_history() {
     refused(&p, 3, &["--to", &at_second], &["several timelines", "timeline 1", "timeline 2", "--timeline"]);
     assert_eq!(rows(&recovered(&p, "right", &["--to", &at_second, "--timeline", "1"])), "1,2");
     // What only one of them holds needs no choice, and the plan has seen all of the way to it.
-    let only = plan(&p, &["--to", &format!("xid:{third}")]);
-    assert_eq!((&only["timeline"], &only["prepared"][0]), (&1.into(), &"unfinished".into()), "{only}");
+    let only = plan(&p, &["--to", "name:three"]);
+    assert_eq!((&only["timeline"], &only["required"]["max_connections"]), (&1.into(), &150.into()), "{only}");
 }
 
 /// A backup was taken after a stray copy had branched off, so the branch is not in its history. PostgreSQL follows the
