@@ -42,7 +42,7 @@ pub struct Scanned {
 pub async fn scan(system: &System, segments: Segments<'_>, survey: Survey, watch: &Watch) -> Result<(Survey, Scanned)> {
     let total = segments.len() as u64 * system.document.segment_size.bytes();
     watch.progress.start("reading the summaries", Some(total));
-    let scanned = Scan { system, segments, watch, next: 0 }.run(survey).await;
+    let scanned = Scan { system, segments, watch, come: 0, end: segments.len() }.run(survey).await;
     watch.progress.finish();
     scanned
 }
@@ -50,7 +50,7 @@ pub async fn scan(system: &System, segments: Segments<'_>, survey: Survey, watch
 /// Proves the log of `segments` up to `needed`; an error of kind `Damaged` says where it breaks.
 pub async fn prove(system: &System, segments: Segments<'_>, needed: Lsn, watch: &Watch) -> Result<()> {
     watch.progress.start("proving the segments", Some(segments.len() as u64 * system.document.segment_size.bytes()));
-    let proven = Scan { system, segments, watch, next: 0 }.prove(needed).await;
+    let proven = Scan { system, segments, watch, come: 0, end: segments.len() }.prove(needed).await;
     watch.progress.finish();
     proven
 }
@@ -74,8 +74,10 @@ struct Scan<'a> {
     system: &'a System,
     segments: Segments<'a>,
     watch: &'a Watch,
-    /// The index of the segment that comes next.
-    next: usize,
+    /// How many of them have come so far.
+    come: usize,
+    /// Behind this index nothing can be read: where a fault is, or the end.
+    end: usize,
 }
 
 impl Scan<'_> {
@@ -84,13 +86,20 @@ impl Scan<'_> {
         // The last segment in which records start, and whether the survey was shown them.
         let mut last: Option<(usize, Summary, bool)> = None;
         let mut fault = None;
-        loop {
-            let index = self.next;
-            let Some(next) = self.following(&mut summaries).await? else { break };
+        let mut coming = self.following(&mut summaries).await?;
+        for index in 0.. {
+            let Some(next) = coming else { break };
+            if next.fault.is_some() && index == 0 {
+                let behind =
+                    next.name.next(self.system.document.segment_size)?.start(self.system.document.segment_size)?;
+                return Ok((survey, Scanned { fault: Some(next), ..Self::enough(behind, 0) }));
+            }
             if next.fault.is_some() {
                 fault = Some(next);
                 break;
             }
+            // Where this one's last record goes on there, and that one is damaged, it must not be read.
+            coming = self.following(&mut summaries).await?;
             let summary = next.summary;
             let ends = is_end(&summary.ending);
             if summary.records > 0 {
@@ -103,7 +112,7 @@ impl Scan<'_> {
                 let reads = !ends && survey.needs_records(&summary);
                 if reads {
                     let (shown, read) = self.read(index, summary.last, survey, Survey::see).await?;
-                    if shown.is_done() || read.end.is_some() {
+                    if shown.is_done() || matches!(read.end, Some(End::Zeros { .. } | End::Garbage { .. })) {
                         return Ok((shown, read));
                     }
                     survey = shown;
@@ -141,9 +150,13 @@ impl Scan<'_> {
 
     async fn following(&mut self, summaries: &mut Summaries) -> Result<Option<SegmentSummary>> {
         let next = following(summaries, &self.watch.interrupt).await?;
-        self.next += usize::from(next.is_some());
+        let Some(next) = next else { return Ok(None) };
         self.watch.progress.advance(self.system.document.segment_size.bytes());
-        Ok(next)
+        if next.fault.is_some() {
+            self.end = self.end.min(self.come);
+        }
+        self.come += 1;
+        Ok(Some(next))
     }
 
     fn enough(proven: Lsn, segments: usize) -> Scanned {
@@ -161,6 +174,7 @@ impl Scan<'_> {
     ) -> Result<(T, Scanned)> {
         let size = self.system.document.segment_size;
         let count = usize::try_from(LONGEST_RECORD / size.bytes()).unwrap_or(usize::MAX).saturating_add(2);
+        let count = count.min(self.end.saturating_sub(index));
         let names: Vec<_> = self.segments.iter().skip(index).take(count).map(|(name, _)| *name).collect();
         let Some(first) = names.first() else { return Err(Error::internal("a scan of no segments")) };
         self.watch.progress.message(&format!("reading {first}"));

@@ -169,7 +169,7 @@ impl Planner<'_> {
                         return Ok(Err(Miss::After(reach)));
                     }
                     place.usable = &whole[behind..];
-                    before = Some(reach);
+                    before = Some(reach).filter(|reach| whole[0].stop_lsn <= reach.end);
                 }
                 (Err(Miss::Before(edge)), Some(reach)) => return Err(self.between(&reach, edge)),
                 (other, _) => return Ok(other),
@@ -210,7 +210,14 @@ impl Planner<'_> {
         let survey = Survey::new(rule, begin, checkpoints);
         let (survey, scanned) = scan::scan(self.system, run.from(first), survey, self.watch).await?;
         let seen = survey.finish();
-        let Some(stop) = self.stop(&seen, &scanned) else { return Ok(Err(Miss::After(after(&seen, &scanned)))) };
+        let warnings = match self.request.target.point {
+            Point::Latest => shortened(&seen, &scanned)?,
+            _ => Vec::new(),
+        };
+        let Some(stop) = self.stop(&seen, &scanned) else {
+            let before = self.precedes(place, &seen, oldest);
+            return Ok(Err(if before { Miss::Before(Edge::of(oldest)) } else { Miss::After(after(&seen, &scanned)) }));
+        };
         if seen.matches.len() > 1 {
             return Err(self.several(&seen.matches));
         }
@@ -222,10 +229,6 @@ impl Planner<'_> {
             }
         }
         let Some(backup) = backup else { return Ok(Err(Miss::Before(Edge::of(oldest)))) };
-        let warnings = match self.request.target.point {
-            Point::Latest => shortened(&seen, &scanned)?,
-            _ => Vec::new(),
-        };
         let proven = first..first + scanned.segments as u64;
         let (history, run) = (history.clone(), run.clone());
         Ok(Ok(Found { history, run, backup, seen, stop: Some(stop), warnings, begin, proven }))
@@ -245,18 +248,18 @@ impl Planner<'_> {
     fn begins_with<'b>(&self, place: Place<'b>, begin: Lsn, seen: &Seen, stop: Stop) -> Option<&'b BackupDocument> {
         let leads = |b: &&BackupDocument| b.stop_lsn <= stop.lsn && (place.from.is_some() || b.start_lsn >= begin);
         let mut leading = place.usable.iter().copied().filter(leads);
-        if let Point::Time(wanted) = self.request.target.point
-            && !seen.reached_time
-            && place.from.is_none()
-        {
-            // No transaction ended by then: that it is not earlier than the first backup its checkpoint tells, to the
-            // second.
-            let checkpoint = seen.checkpoints.get(&leading.clone().next()?.checkpoint_lsn)?;
-            if *checkpoint + TimeDelta::seconds(1) > wanted {
-                return None;
-            }
+        if self.precedes(place, seen, leading.clone().next()?) {
+            return None;
         }
         leading.next_back()
+    }
+
+    /// Whether a time lies before that backup, the first one. Where no transaction ended by then, its checkpoint tells, to
+    /// the second.
+    fn precedes(&self, place: Place<'_>, seen: &Seen, first: &BackupDocument) -> bool {
+        let Point::Time(wanted) = self.request.target.point else { return false };
+        let later = |checkpoint: &DateTime<Utc>| *checkpoint + TimeDelta::seconds(1) > wanted;
+        place.from.is_none() && !seen.reached_time && seen.checkpoints.get(&first.checkpoint_lsn).is_none_or(later)
     }
 
     /// Times in the log can go back. Another backup whose replay would stop elsewhere, having passed the wanted
