@@ -19,9 +19,6 @@ use crate::{
     wal::{Ended, Ending, Fact, Reader, Record, Told},
 };
 
-/// How many segments are looked through, from the end of a row backwards, for a commit.
-const BACK: [usize; 4] = [2, 6, 24, 96];
-
 /// A place that no recovery can pass.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Break {
@@ -115,38 +112,11 @@ pub(super) async fn walk(
 ) -> Result<Seen> {
     let size = system.document.segment_size;
     let mut seen = Seen::default();
-    let mut at = 0;
-    while at < segments.len() {
-        let mut coming = system.summaries(segments[at..].to_vec(), Need::Planning);
-        let error = loop {
-            interrupt.check()?;
-            match coming.next().await {
-                Ok(Some(found)) => {
-                    seen.add(&found, found.name.start(size)?);
-                    progress.advance(size.bytes());
-                    at += 1;
-                }
-                Ok(None) => return Ok(seen),
-                Err(error) if is_lost(&error) => break error,
-                Err(error) => return Err(error),
-            }
-        };
-        // Summaries are read ahead: which of the next ones is it?
-        let mut error = Some(error);
-        while let (Some((name, length)), Some(last_error)) = (segments.get(at), error.take()) {
-            let start = name.start(size)?;
-            match system.summaries(vec![(*name, *length)], Need::Planning).next().await {
-                Ok(found) => {
-                    found.iter().for_each(|found| seen.add(found, start));
-                    error = Some(last_error);
-                }
-                Err(damage) if is_lost(&damage) => {
-                    seen.stop(start, WindowEnd::Damaged { segment: *name, what: damage.to_string() });
-                }
-                Err(error) => return Err(error),
-            }
-            at += 1;
-        }
+    let mut coming = system.summaries(segments.to_vec(), Need::Planning);
+    while let Some(found) = coming.next().await? {
+        interrupt.check()?;
+        seen.add(&found, found.name.start(size)?);
+        progress.advance(size.bytes());
     }
     Ok(seen)
 }
@@ -164,30 +134,6 @@ pub(super) async fn ends(
         seen.first_time = walk(system, &segments[..1], progress, interrupt).await?.first_time.or(seen.first_time);
     }
     Ok(seen)
-}
-
-/// The last commit in a row of segments, before `before`; looked for from the end backwards, through [`BACK`] segments.
-pub(super) async fn last_commit(
-    system: &System,
-    segments: &[(SegmentName, u64)],
-    before: Lsn,
-    interrupt: &Interrupt,
-) -> Result<Option<Ended>> {
-    let mut end = segments.len();
-    for count in BACK {
-        let start = end.saturating_sub(count);
-        let seen = walk(system, &segments[start..end], &crate::progress::Unwatched, interrupt).await?;
-        let found = seen.breaks.first().map_or(seen.last_commit, |b| b.last_commit.clone());
-        if let Some(commit) = found.filter(|commit| commit.lsn < before) {
-            return Ok(Some(commit));
-        }
-        if start == 0 {
-            break;
-        }
-        // One segment again, for the record that reaches into the one after it.
-        end = start + 1;
-    }
-    Ok(None)
 }
 
 /// The times that the segment of a fork tells: of the last commit before the fork, and of the promotion. Its records are

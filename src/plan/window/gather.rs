@@ -22,12 +22,11 @@ use crate::{
     postgres::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId},
     progress::Unwatched,
     repository::{BackupDocument, System},
+    wal::Ended,
 };
 
 /// Rows whose ends are read at a time.
 const PARALLEL: usize = 8;
-/// How many segments before a place are looked through for the last commit there.
-const BACK: u64 = 128;
 
 /// How closely is looked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,15 +191,15 @@ impl Gather<'_> {
         // Nothing was committed in that segment before the fork: some time earlier, then.
         let before = runs.iter().find(|r| number > 0 && r.holds(number - 1));
         if let (None, Some(run)) = (told.0, before) {
-            told.0 = self.last_commit(run, number, switch).await?.map(|c| c.time);
+            told.0 = self.last_commit(run, run.first(), number).await?.map(|c| c.time);
         }
         let (left, promoted) = told;
         Ok(Some(Fork { parent: entry.timeline, lsn: switch, reason: entry.reason.clone(), left, promoted }))
     }
 
-    async fn last_commit(&self, run: &Run, end: u64, before: Lsn) -> Result<Option<crate::wal::Ended>> {
-        let segments = self.listing.segments(&run.within(end.saturating_sub(BACK), end));
-        edges::last_commit(self.system, &segments, before, &self.watch.interrupt).await
+    /// The last commit in the segments of a run from number `first` on and before `end`.
+    async fn last_commit(&self, run: &Run, first: u64, end: u64) -> Result<Option<Ended>> {
+        self.system.last_commit(&self.listing.segments(&run.within(first, end))).await
     }
 
     /// Where no recovery along the path passes: what holds for the parent up to the fork, and what was seen since.
@@ -296,8 +295,8 @@ impl Gather<'_> {
         let last = self.size.number_of(Lsn(to.0.saturating_sub(1)));
         let commit = match commit {
             Some(commit) => Some(commit),
-            // A commit before the backup was consistent is of no use.
-            None => self.last_commit(&run.within(self.size.number_of(oldest.stop_lsn), u64::MAX), last + 1, to).await?,
+            // In the segments at the end there is none. One before the backup was consistent is of no use.
+            None => self.last_commit(run, self.size.number_of(oldest.stop_lsn), last).await?,
         };
         let commit = commit.filter(|commit| commit.lsn >= oldest.stop_lsn);
         let segments = run.within(self.size.number_of(oldest.start_lsn), last + 1);
