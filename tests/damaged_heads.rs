@@ -80,7 +80,9 @@ fn what_lost_its_head_is_read_and_what_lost_its_content_is_not() {
         let damaged = fetch(&p, &kept);
         damaged.expect_code(200);
         assert!(damaged.stderr.contains("is damaged"), "{what}: {damaged}");
-        plan("name:here").expect_code(6);
+        let refused = plan("name:here");
+        refused.expect_code(3);
+        assert!(refused.stderr.contains("is damaged"), "{what}: the damage is not named: {refused}");
         // Whole, but under another segment's name.
         let (other, _) = whole.iter().find(|(_, path)| !path.ends_with(&kept)).unwrap();
         fs::write(path, damage(other)).unwrap();

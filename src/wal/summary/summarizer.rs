@@ -183,11 +183,22 @@ impl Tally {
 
     /// Makes room by giving up those with the fewest changes.
     fn prune(&mut self) {
+        /// Most transactions of a busy server change a row or two.
+        const FEW: u64 = 4;
         self.cut = true;
-        self.counts.sort_unstable_by_key(|count| std::cmp::Reverse((count.updated + count.deleted, count.total())));
-        self.counts.truncate(self.most / 2);
-        let places = self.counts.iter().enumerate().map(|(place, count)| ((count.file, count.xid), place));
-        self.places = places.collect();
+        // The transactions of the last ones may still be under way.
+        let mut older = self.counts.len() - self.most / 16;
+        self.counts.retain(|count| {
+            let old = older > 0;
+            older = older.saturating_sub(1);
+            !old || count.total() >= FEW
+        });
+        if self.counts.len() > self.most / 2 {
+            self.counts.sort_unstable_by_key(|count| std::cmp::Reverse((count.updated + count.deleted, count.total())));
+            self.counts.truncate(self.most / 2);
+        }
+        self.places.clear();
+        self.places.extend(self.counts.iter().enumerate().map(|(place, count)| ((count.file, count.xid), place)));
     }
 
     fn finish(self) -> super::List<RowCount> {
