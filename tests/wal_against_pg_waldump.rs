@@ -255,11 +255,13 @@ fn work(archived: &Archived, mb: u32) {
          CREATE INDEX ON u (z); DELETE FROM u WHERE id % 7 = 0; VACUUM FULL u; TRUNCATE u; DROP TABLE u;",
     );
     for method in ["on", "pglz", "lz4", "zstd"] {
-        // Not every version knows every method.
+        // Not every version, nor every build of it, knows every method.
         let tried = cluster.try_psql(&format!(
             "SET wal_compression = '{method}'; CHECKPOINT; UPDATE t SET v = v || '.' WHERE id % 3 = 0"
         ));
-        assert!(tried.is_ok() || cluster.installation().major == 14, "{tried:?}");
+        let unknown =
+            |error: &String| error.contains("invalid value for parameter") && !["on", "pglz"].contains(&method);
+        assert!(tried.as_ref().err().is_none_or(unknown) || cluster.installation().major == 14, "{tried:?}");
     }
     for strategy in ["FILE_COPY", "WAL_LOG"] {
         let clause = if cluster.installation().major == 14 { String::new() } else { format!("STRATEGY {strategy}") };
@@ -459,7 +461,8 @@ fn crashes_leave_wal_that_is_read_as_recovery_reads_it() {
 #[test]
 fn a_segment_of_the_archive_is_shown() {
     let p = Protected::new(any(), Place::Directory, |builder| builder.wal_segment_size(1));
-    p.cluster.psql("CREATE TABLE t (n int); SELECT pg_create_restore_point('before deploy')");
+    p.cluster.psql("SELECT pg_switch_wal()");
+    p.cluster.psql("CHECKPOINT; CREATE TABLE t (n int); SELECT pg_create_restore_point('before deploy')");
     // It goes on in the next segment, and is counted where it starts.
     let begins = p.cluster.psql("SELECT pg_walfile_name(pg_current_wal_lsn())");
     p.cluster.psql("SELECT pg_logical_emit_message(true, 'long', repeat('xyzxz', 500000))\\g /dev/null");
