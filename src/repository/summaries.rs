@@ -86,9 +86,9 @@ impl SegmentSummary {
 /// The summaries of consecutive segments of a path, oldest first.
 pub struct Summaries {
     source: Arc<Source>,
-    coming: Pin<Box<dyn Stream<Item = Result<SegmentSummary>> + Send>>,
+    coming: Pin<Box<dyn Stream<Item = Result<Box<SegmentSummary>>> + Send>>,
     /// Those that came and were not handed out. There are more than two only where a record is longer than a segment.
-    held: VecDeque<SegmentSummary>,
+    held: VecDeque<Box<SegmentSummary>>,
 }
 
 impl std::fmt::Debug for Summaries {
@@ -146,7 +146,7 @@ impl Summaries {
         }
         let Some(mut first) = self.held.pop_front() else { return Ok(None) };
         if first.fault.as_ref().is_some_and(|fault| matches!(fault, Fault::Damaged { .. })) {
-            return Ok(Some(first));
+            return Ok(Some(*first));
         }
         let joined = self.join(&mut first).await?;
         if first.summary.tail.as_ref().is_some_and(|tail| tail.unknown)
@@ -161,7 +161,7 @@ impl Summaries {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Some(first))
+        Ok(Some(*first))
     }
 
     /// Waits until so many are held. False when there are no more.
@@ -216,7 +216,7 @@ impl Summaries {
 fn coming(
     source: Arc<Source>,
     segments: Arc<Vec<(SegmentName, u64)>>,
-) -> impl Stream<Item = Result<SegmentSummary>> + Send {
+) -> impl Stream<Item = Result<Box<SegmentSummary>>> + Send {
     let logs = logs(&segments);
     let (fetching, reading, path) = (source.clone(), source.clone(), segments.clone());
     stream::iter(logs)
@@ -242,7 +242,11 @@ fn coming(
         .map(move |piece| {
             let source = source.clone();
             async move {
-                stream::iter(piece?).map(|one| resolve(&source, one)).buffered(PIECE).try_collect::<Vec<_>>().await
+                let piece = piece?;
+                if piece.iter().all(|(_, served)| matches!(served, Served::Summary(_))) {
+                    return Ok(piece.into_iter().filter_map(ready).collect::<Vec<_>>());
+                }
+                stream::iter(piece).map(|one| resolve(&source, one)).buffered(PIECE).try_collect().await
             }
         })
         .buffered(PIECES)
@@ -263,19 +267,23 @@ fn pieces(mut served: Vec<Listed>) -> Vec<Vec<Listed>> {
     pieces
 }
 
-async fn resolve(source: &Arc<Source>, ((name, length), served): Listed) -> Result<SegmentSummary> {
+/// What needs no request.
+fn ready(((name, length), served): Listed) -> Option<Box<SegmentSummary>> {
+    let Served::Summary(summary) = served else { return None };
+    Some(Box::new(SegmentSummary { name, length, summary: *summary, fault: None }))
+}
+
+async fn resolve(source: &Arc<Source>, ((name, length), served): Listed) -> Result<Box<SegmentSummary>> {
+    let source = source.clone();
     let known = match served {
         Served::Summary(summary) => Ok(summary),
-        other => {
-            let source = source.clone();
-            spawned(async move { source.one(name, length, other).await }).await?
-        }
+        other => spawned(async move { source.one(name, length, other).await }).await?,
     };
     let (summary, fault) = match known {
         Ok(summary) => (*summary, None),
         Err(fault) => (Summary::default(), Some(fault)),
     };
-    Ok(SegmentSummary { name, length, summary, fault })
+    Ok(Box::new(SegmentSummary { name, length, summary, fault }))
 }
 
 /// Cuts a path into its logs.
