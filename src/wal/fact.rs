@@ -399,6 +399,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_fact_is_small() {
+        assert!(size_of::<Fact>() <= 72, "{} bytes are moved with each record", size_of::<Fact>());
+    }
+
+    #[test]
     fn a_narrow_xid_finds_its_epoch() {
         assert_eq!(widen_xid(1_000, 2_000), 1_000);
         assert_eq!(widen_xid(5, (1 << 32) - 10), (1 << 32) + 5);

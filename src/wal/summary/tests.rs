@@ -97,6 +97,15 @@ fn message(size: usize) -> Vec<u8> {
     main
 }
 
+/// A commit of so many subtransactions.
+fn subtransactions(count: u32) -> Vec<u8> {
+    let mut main = 5_i64.to_le_bytes().to_vec();
+    main.extend_from_slice(&2_u32.to_le_bytes());
+    main.extend_from_slice(&count.to_le_bytes());
+    (0..count).for_each(|xid| main.extend_from_slice(&xid.to_le_bytes()));
+    main
+}
+
 /// Fills the segment except for its last bytes.
 fn fill_segment(writer: &mut Writer, left: usize) {
     while SEGMENT - writer.bytes.len() % SEGMENT > PAGE {
@@ -131,11 +140,7 @@ fn a_record_that_straddles_is_told_where_it_starts() {
 fn what_is_too_long_to_be_kept_is_marked_and_still_proven() {
     let mut writer = Writer::at(START);
     fill_segment(&mut writer, 64);
-    let mut main = 5_i64.to_le_bytes().to_vec();
-    main.extend_from_slice(&2_u32.to_le_bytes());
-    main.extend_from_slice(&9_000_u32.to_le_bytes());
-    (0..9_000_u32).for_each(|xid| main.extend_from_slice(&xid.to_le_bytes()));
-    let start = writer.record(1, 0x80, 77, &main);
+    let start = writer.record(1, 0x80, 77, &subtransactions(9_000));
     commit(&mut writer, 2);
     writer.fill();
     let (cut, outcomes) = joined(&writer.bytes, false);
@@ -354,6 +359,45 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// However the records fall on the ends of segments, each is told once, where it starts.
+    #[test]
+    fn joined_summaries_tell_each_record_once(
+        ends in proptest::collection::vec((0..96_usize, 0..5_u8, 0..30_000_usize, 0..3_usize), 1..5),
+    ) {
+        let mut writer = Writer::at(START);
+        let mut xid = 1;
+        for (left, kind, size, after) in ends {
+            fill_segment(&mut writer, left.next_multiple_of(8).max(8));
+            match kind {
+                0 => writer.record(21, 0, xid, &message(size)),
+                1 => writer.record(1, 0x80, xid, &subtransactions(size as u32 / 8)),
+                2 => writer.record(14, 0, xid, &vec![1; size]),
+                3 => writer.record(21, 0, xid, &message(size * 100)),
+                _ => writer.switch(),
+            };
+            (0..after).for_each(|n| _ = commit(&mut writer, xid + 1 + n as u32));
+            xid += 10;
+        }
+        writer.fill();
+        let (whole, outcomes) = joined(&writer.bytes, true);
+        prop_assert!(outcomes.iter().all(|o| matches!(o, Joined::Whole | Joined::GoesOn)), "{:?}", outcomes);
+        prop_assert!(whole.iter().all(|summary| summary.tail.is_none() && summary.lead.is_none()));
+        agrees(&writer.bytes, &whole);
+        let (bounded, again) = joined(&writer.bytes, false);
+        prop_assert_eq!(outcomes, again);
+        for (bounded, whole) in bounded.iter().zip(&whole) {
+            if bounded.suffices(true) {
+                prop_assert_eq!(bounded, whole);
+            }
+            let chain = |s: &Summary| (s.records, s.first, s.prev, s.last, s.end, s.ending.clone());
+            prop_assert_eq!(chain(bounded), chain(whole));
+        }
+    }
+}
+
 #[test]
 fn what_matters_most_is_kept() {
     let mut summarizer = Summarizer::new(Lsn(START));
@@ -362,16 +406,15 @@ fn what_matters_most_is_kept() {
         summarizer.gathered.take(Record { start, end, prev: Lsn(0), xid: 7, rmid: 0, info: 0, length: 8, fact });
     };
     let file = RelFile { tablespace: 1663, database: 5, number: 20_000 };
-    let subtransactions =
-        || TransactionEnd { subtransactions: vec![8, 9], ..TransactionEnd::new(7, DateTime::UNIX_EPOCH) };
+    let end = || TransactionEnd { subtransactions: vec![8, 9], ..TransactionEnd::new(7, DateTime::UNIX_EPOCH) };
     for n in 0..9_000 {
         let gid = format!("transaction {n}");
         tell(3 * n, Fact::Prepare(Prepared { xid: 7, gid, time: DateTime::UNIX_EPOCH }));
-        tell(3 * n + 1, Fact::Commit(subtransactions().into()));
+        tell(3 * n + 1, Fact::Commit(end().into()));
         tell(3 * n + 2, Fact::FileCreate { file });
     }
     tell(27_000, Fact::RestorePoint { name: "r".into(), time: DateTime::UNIX_EPOCH });
-    tell(27_001, Fact::Commit(TransactionEnd { removed: vec![file], ..subtransactions() }.into()));
+    tell(27_001, Fact::Commit(TransactionEnd { removed: vec![file], ..end() }.into()));
     let timeline = TimelineId::new(3).unwrap();
     tell(27_002, Fact::EndOfRecovery { time: DateTime::UNIX_EPOCH, timeline, previous: timeline, wal_level: None });
     let summary = summarizer.finish();
