@@ -169,6 +169,7 @@ fn manifest(system: &System, taken: &mut Taken) -> Manifest {
         backup: taken.id,
         incarnation: system.folder.incarnation,
         block_size: taken.control.block_size,
+        origin: None,
         tablespaces: std::mem::take(&mut taken.tablespaces),
         directories: std::mem::take(&mut taken.directories),
         parts: taken.haul.parts.clone(),

@@ -31,7 +31,7 @@ use crate::{
         replication::base_backup::{Archive, Piece},
     },
     progress::Progress,
-    repository::{BadPage, Directory, File},
+    repository::{BadPage, Directory, File, Hashed},
     seal::Blake3,
 };
 
@@ -184,7 +184,11 @@ impl Taking {
         let layers = if size == 0 { Vec::new() } else { vec![layer] };
         let blake3 = Blake3::from(&proof.hasher);
         let Attributes { mode, mtime } = attributes;
-        self.haul.files.push(File { path, size, mtime, mode, blake3, crc32c, layers });
+        let (hashed, stat) = (Hashed::Content, None);
+        let file = File { path, size, mtime, mode, blake3, hashed, crc32c, stat, layers };
+        if let Some(part) = &mut part {
+            self.haul.files.push(part.record(file, None));
+        }
         match part {
             Some(part) if part.content() >= PART_CONTENT => self.haul.parts.push(part.finish()?),
             part => self.part = part,

@@ -15,8 +15,9 @@ use tokio::runtime::Handle;
 
 use crate::{
     error::{Error, Result},
-    repository::{BackupId, Layer, LayerKind, Part, System},
-    seal::{Blake3, FRAME_CONTENT, FrameWriter},
+    postgres::incremental::{IncrementalHeader, incremental_path},
+    repository::{BackupId, File, Layer, LayerBlocks, LayerKind, Part, PartIndex, System},
+    seal::{Blake3, FRAME_CONTENT, FrameSize, FrameWriter, index_frame},
     store::{Put, bridge},
 };
 
@@ -59,6 +60,8 @@ pub struct PartWriter {
     frames: FrameWriter<HashWriter<bridge::UploadWriter>>,
     /// Bytes of the present member that are still to come.
     missing: u64,
+    index: PartIndex,
+    level: i32,
 }
 
 /// What the header of a member tells besides its name and size.
@@ -74,7 +77,7 @@ impl PartWriter {
     /// Part `number` of `backup`, to be written into `upload`.
     pub fn new(backup: BackupId, number: u32, upload: bridge::UploadWriter, level: i32) -> Result<Self> {
         let frames = FrameWriter::new(HashWriter::new(upload), level).map_err(failed)?;
-        Ok(Self { backup, number, frames, missing: 0 })
+        Ok(Self { backup, number, frames, missing: 0, index: PartIndex::default(), level })
     }
 
     /// Bytes of content so far.
@@ -84,6 +87,24 @@ impl PartWriter {
 
     /// Begins a file of exactly `size` bytes; they follow by [`PartWriter::data`]. Gives back where it will lie.
     pub fn begin(&mut self, path: &Path, size: u64, attributes: Attributes) -> Result<Layer> {
+        self.begin_member(path, size, attributes, LayerKind::Whole)
+    }
+
+    /// Begins the changed blocks of a file; the blocks follow by [`PartWriter::data`], in the header's order.
+    pub fn begin_changes(
+        &mut self,
+        path: &Path,
+        changes: &IncrementalHeader,
+        block_size: u32,
+        attributes: Attributes,
+    ) -> Result<Layer> {
+        let size = changes.file_size(block_size);
+        let layer = self.begin_member(&incremental_path(path), size, attributes, LayerKind::Incremental)?;
+        self.data(&changes.to_bytes(block_size))?;
+        Ok(layer)
+    }
+
+    fn begin_member(&mut self, path: &Path, size: u64, attributes: Attributes, kind: LayerKind) -> Result<Layer> {
         debug_assert_eq!(self.missing, 0, "the member before is not complete");
         if self.frames.pending() as u64 + BLOCK + size > FRAME_CONTENT as u64 {
             self.frames.cut().map_err(failed)?;
@@ -96,8 +117,19 @@ impl PartWriter {
             part: self.number,
             offset: self.frames.offset(),
             length: size,
-            kind: LayerKind::Whole,
+            kind,
+            map: None,
         })
+    }
+
+    /// Notes a file that was stored here in the index, with the blocks of its newest layer when they are known; gives
+    /// it back with the place of these.
+    pub fn record(&mut self, mut file: File, blocks: Option<&LayerBlocks>) -> File {
+        if let (Some(layer), Some(blocks)) = (file.layers.last_mut(), blocks) {
+            layer.map = Some(self.index.add(blocks));
+        }
+        self.index.files.push(file.clone());
+        file
     }
 
     /// The next bytes of the file.
@@ -122,7 +154,10 @@ impl PartWriter {
     /// Ends the archive and makes the part appear in the repository.
     pub fn finish(mut self) -> Result<Part> {
         self.frames.write_all(&[0; 2 * BLOCK as usize]).map_err(failed)?;
-        let (mut out, frames, _) = self.frames.finish().map_err(failed)?;
+        let index = index_frame(&self.index.to_bytes()?, self.level).map_err(failed)?;
+        let (mut out, mut frames, _) = self.frames.finish().map_err(failed)?;
+        frames.push(FrameSize { stored: index.len() as u32, content: 0 });
+        out.write_all(&index).map_err(failed)?;
         out.write_all(&frames.to_bytes()).map_err(failed)?;
         let (length, blake3) = (out.length, Blake3::from(&out.hasher));
         match out.inner.finish()? {

@@ -28,7 +28,7 @@ use crate::{
         page::{self, Verdict},
     },
     progress::Progress,
-    repository::{self, BadPage},
+    repository::{self, BadPage, Hashed},
     seal::Blake3,
 };
 
@@ -105,8 +105,10 @@ pub fn store(
     let bad = reading.bad.iter().map(|block| BadPage { path: path.display().to_string(), block: *block }).collect();
     let layers = if size == 0 { Vec::new() } else { vec![layer] };
     let blake3 = Blake3::from(&hasher);
-    let file = repository::File { path: path.to_path_buf(), size, mtime, mode, blake3, crc32c: crc, layers };
-    Ok(Some(Stored { file, bad }))
+    let path = path.to_path_buf();
+    let hashed = Hashed::Content;
+    let file = repository::File { path, size, mtime, mode, blake3, hashed, crc32c: crc, stat: None, layers };
+    Ok(Some(Stored { file: part.record(file, None), bad }))
 }
 
 /// Stores bytes that are at hand, such as `backup_label`, as a file.
@@ -118,15 +120,18 @@ pub fn store_bytes(
 ) -> Result<repository::File> {
     let layer = part.begin(path, bytes.len() as u64, attributes)?;
     part.data(bytes)?;
-    Ok(repository::File {
+    let file = repository::File {
         path: path.to_path_buf(),
         size: bytes.len() as u64,
         mtime: attributes.mtime,
         mode: attributes.mode,
         blake3: crate::seal::blake3(bytes),
         crc32c: crc32c::crc32c(bytes),
+        hashed: Hashed::Content,
+        stat: None,
         layers: if bytes.is_empty() { Vec::new() } else { vec![layer] },
-    })
+    };
+    Ok(part.record(file, None))
 }
 
 struct Reading {

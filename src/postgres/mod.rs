@@ -27,6 +27,7 @@ pub mod conninfo;
 pub mod control;
 pub mod datadir;
 pub mod history;
+pub mod incremental;
 pub mod installation;
 pub mod log;
 pub mod lsn;

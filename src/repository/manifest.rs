@@ -31,6 +31,9 @@ pub struct Manifest {
     pub incarnation: Incarnation,
     /// The size of a page in bytes.
     pub block_size: u32,
+    /// Where and when the files were read; absent for files that a server has sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     /// Tablespaces outside the data directory.
     pub tablespaces: Vec<Tablespace>,
     /// Directories below the data directory, parents before children.
@@ -39,6 +42,25 @@ pub struct Manifest {
     pub parts: Vec<Part>,
     /// The files, ordered by path. `backup_label` and `tablespace_map` are among them.
     pub files: Vec<File>,
+}
+
+/// The host whose files were read, and the time by the clock of each of its file systems before the first was read:
+/// what has not been written since then need not be read again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// A name of the host that no other has.
+    pub host: String,
+    /// The file systems.
+    pub file_systems: Vec<FileSystem>,
+}
+
+/// A file system of that host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSystem {
+    /// Its device number.
+    pub device: u64,
+    /// The time that a file written there just before the first was read has got.
+    pub began: DateTime<Utc>,
 }
 
 /// A directory to make, even when nothing lies in it.
@@ -78,13 +100,49 @@ pub struct File {
     pub mtime: DateTime<Utc>,
     /// Its permissions.
     pub mode: u32,
-    /// BLAKE3 of its content.
+    /// What proves its content.
     pub blake3: Blake3,
+    /// What `blake3` is taken of.
+    #[serde(default, skip_serializing_if = "Hashed::is_content")]
+    pub hashed: Hashed,
     /// CRC-32C of its content, which PostgreSQL's `backup_manifest` wants.
     pub crc32c: u32,
-    /// Where the content lies, oldest first. None for an empty file.
+    /// What tells it apart on its file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stat: Option<FileStat>,
+    /// Where the content lies, oldest first: of a block that several layers hold, the last one's counts, and a block
+    /// in none is zeros. None for an empty file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<Layer>,
+}
+
+/// What a file's `blake3` is taken of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hashed {
+    /// Its bytes.
+    #[default]
+    Content,
+    /// The hashes of its blocks: see [`crate::seal::BlockMap::root`].
+    Blocks,
+}
+
+impl Hashed {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+    fn is_content(&self) -> bool {
+        *self == Self::Content
+    }
+}
+
+/// What, with path, size and time of change, tells a file apart on its file system. No program can set its `ctime`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStat {
+    /// When it or what is known of it was last changed.
+    pub ctime: DateTime<Utc>,
+    /// Its inode.
+    pub inode: u64,
+    /// The device it lies on.
+    pub device: u64,
 }
 
 /// One stored version of a file.
@@ -99,8 +157,20 @@ pub struct Layer {
     /// How many bytes the member has.
     pub length: u64,
     /// What the member is.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "LayerKind::is_whole")]
     pub kind: LayerKind,
+    /// Where the hashes of its blocks lie in the index of the part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map: Option<LayerMap>,
+}
+
+/// The hashes of a layer's blocks, in the index of its part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerMap {
+    /// Where they begin, from the first byte of the maps.
+    pub offset: u64,
+    /// Of how many blocks. Of a layer of changed blocks their numbers come first, 4 bytes each; then 20 bytes a block.
+    pub blocks: u32,
 }
 
 /// What a layer's bytes are.
@@ -112,6 +182,13 @@ pub enum LayerKind {
     Whole,
     /// Changed blocks in PostgreSQL's incremental file format.
     Incremental,
+}
+
+impl LayerKind {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+    fn is_whole(&self) -> bool {
+        *self == Self::Whole
+    }
 }
 
 impl Manifest {
@@ -137,6 +214,7 @@ impl Manifest {
             backup: self.backup,
             incarnation: self.incarnation,
             block_size: self.block_size,
+            origin: self.origin.clone(),
             tablespaces: self.tablespaces.clone(),
             directories: self.directories.clone(),
             parts: self.parts.clone(),
@@ -233,7 +311,9 @@ mod tests {
             mode: 0o600,
             blake3: blake3(b"hello"),
             crc32c: 7,
-            layers: vec![Layer { backup, part: 1, offset: 512, length: 5, kind: LayerKind::Whole }],
+            hashed: Hashed::Content,
+            stat: None,
+            layers: vec![Layer { backup, part: 1, offset: 512, length: 5, kind: LayerKind::Whole, map: None }],
         }
     }
 
@@ -243,6 +323,7 @@ mod tests {
             backup: "20261121T014500Z".parse().unwrap(),
             incarnation: "7-1".parse().unwrap(),
             block_size: 8192,
+            origin: None,
             tablespaces: vec![],
             directories: vec![Directory { path: "base".into(), mode: 0o700 }],
             parts: vec![],

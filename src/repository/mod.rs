@@ -9,6 +9,7 @@ mod listing;
 mod manifest;
 mod names;
 mod notes;
+mod part_index;
 mod rolling;
 pub mod rollup;
 pub mod summaries;
@@ -20,9 +21,10 @@ use std::{ops::ControlFlow, sync::Arc};
 pub use catalogue::{CatalogueEntry, CatalogueWriter};
 pub use documents::{BackupDocument, BadPage, FORMAT, PartSummary, RepositoryDocument, SystemDocument, Tablespace};
 pub use layout::{REPOSITORY, SystemFolder, segment_of};
-pub use manifest::{Directory, File, Layer, LayerKind, Manifest, Part};
+pub use manifest::{Directory, File, FileStat, FileSystem, Hashed, Layer, LayerKind, LayerMap, Manifest, Origin, Part};
 pub use names::{BackupId, ClusterName, Incarnation};
 pub use notes::{Measured, RestoreNote};
+pub use part_index::{LayerBlocks, PartIndex};
 pub use rolling::RolledUp;
 
 use crate::{

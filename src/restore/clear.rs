@@ -100,7 +100,7 @@ fn remove(path: &Path, metadata: &fs::Metadata) -> Result<()> {
 mod tests {
     use super::*;
     use crate::{
-        repository::{Directory, File},
+        repository::{Directory, File, Hashed},
         seal::blake3,
     };
 
@@ -124,6 +124,7 @@ mod tests {
             backup: "20261121T014500Z".parse().unwrap(),
             incarnation: "7-1".parse().unwrap(),
             block_size: 8192,
+            origin: None,
             tablespaces: vec![],
             directories: ["base", "base/1", "pg_wal", "pg_tblspc", "pg_tblspc/7", "pg_tblspc/7/PG_15_1"]
                 .map(directory)
@@ -135,7 +136,9 @@ mod tests {
                 mtime: chrono::DateTime::UNIX_EPOCH,
                 mode: 0o600,
                 blake3: blake3(b"x"),
+                hashed: Hashed::Content,
                 crc32c: 0,
+                stat: None,
                 layers: vec![],
             }],
         };

@@ -350,7 +350,7 @@ fn runs(manifest: &Manifest, files: Vec<usize>) -> Result<Vec<Run>> {
 mod tests {
     use super::*;
     use crate::{
-        repository::{File, Layer},
+        repository::{File, Hashed, Layer},
         seal::{FrameSize, blake3},
     };
     use chrono::DateTime;
@@ -363,14 +363,24 @@ mod tests {
             mtime: DateTime::UNIX_EPOCH,
             mode: 0o600,
             blake3: blake3(b""),
+            hashed: Hashed::Content,
             crc32c: 0,
-            layers: vec![Layer { backup, part: *part, offset: *offset, length: *length, kind: LayerKind::Whole }],
+            stat: None,
+            layers: vec![Layer {
+                backup,
+                part: *part,
+                offset: *offset,
+                length: *length,
+                kind: LayerKind::Whole,
+                map: None,
+            }],
         };
         Manifest {
             format: 1,
             backup,
             incarnation: "7-1".parse().unwrap(),
             block_size: 8192,
+            origin: None,
             tablespaces: vec![],
             directories: vec![],
             parts: vec![],

@@ -126,6 +126,38 @@ pub fn head<T: Serialize>(document: &T) -> Result<Vec<u8>> {
     Ok(frame)
 }
 
+/// The skippable frame that holds an index: the seventh of those numbers.
+const INDEX_MAGIC: u32 = 0x184D_2A56;
+
+/// An index as it stands behind the content of an object: a skippable frame, so that `zstd -d` passes over it, that
+/// holds the bytes compressed.
+pub fn index_frame(bytes: &[u8], level: i32) -> io::Result<Vec<u8>> {
+    let mut compressor = Compressor::new(level)?;
+    compressor.set_parameter(CParameter::ChecksumFlag(true))?;
+    let compressed = compressor.compress(bytes)?;
+    let length = u32::try_from(compressed.len()).map_err(|_| io::Error::other("an index of over 4 GiB"))?;
+    let mut frame = Vec::with_capacity(8 + compressed.len());
+    frame.extend_from_slice(&INDEX_MAGIC.to_le_bytes());
+    frame.extend_from_slice(&length.to_le_bytes());
+    frame.extend_from_slice(&compressed);
+    Ok(frame)
+}
+
+/// The bytes of an index, of which there may be `limit` at most.
+pub fn read_index_frame(frame: &[u8], limit: usize) -> Result<Vec<u8>> {
+    let damaged = || Error::damaged("the index of an object cannot be read");
+    let (magic, rest) = frame.split_first_chunk::<4>().ok_or_else(damaged)?;
+    let (length, compressed) = rest.split_first_chunk::<4>().ok_or_else(damaged)?;
+    if u32::from_le_bytes(*magic) != INDEX_MAGIC || u32::from_le_bytes(*length) as usize != compressed.len() {
+        return Err(damaged());
+    }
+    let decoder = zstd::Decoder::with_buffer(compressed).map_err(|e| damaged().source(e))?;
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(decoder, limit as u64 + 1), &mut bytes)
+        .map_err(|e| damaged().source(e))?;
+    if bytes.len() > limit { Err(damaged()) } else { Ok(bytes) }
+}
+
 /// What stands at the front of an object.
 #[derive(Debug)]
 pub enum Head<T> {
@@ -196,6 +228,25 @@ mod tests {
         object[9] = b'?';
         let unreadable = read_head::<serde_json::Value>(&object).unwrap();
         assert!(matches!(unreadable, Head::Unreadable(_, end) if end == head_length));
+    }
+
+    #[test]
+    fn an_index_is_passed_over_and_found_again() {
+        let (mut object, mut table) = sealed(&[b"content".to_vec()], false);
+        assert_eq!(table.index(), None);
+        let frame = index_frame(b"what is in it", 1).unwrap();
+        table.push(FrameSize { stored: frame.len() as u32, content: 0 });
+        object.extend_from_slice(&frame);
+        object.extend_from_slice(&table.to_bytes());
+        assert_eq!(zstd::decode_all(&object[..]).unwrap(), b"content");
+        let range = table.index().unwrap();
+        let found = &object[range.start as usize..range.end as usize];
+        assert_eq!(read_index_frame(found, 13).unwrap(), b"what is in it");
+        assert!(read_index_frame(found, 12).is_err());
+        let mut broken = found.to_vec();
+        *broken.last_mut().unwrap() ^= 1;
+        assert!(read_index_frame(&broken, 100).is_err());
+        assert!(read_index_frame(&found[..found.len() - 1], 100).is_err());
     }
 
     #[test]

@@ -4,10 +4,12 @@
 //! content, each with its checksum, so that a reader can start at any of them. A *head* is a skippable frame in
 //! front that holds JSON; a *seek table* is a skippable frame at the end in zstd's published seekable format.
 
+mod blocks;
 mod frame;
 mod hash;
 mod seek;
 
-pub use frame::{FRAME_CONTENT, FrameWriter, HEAD_LIMIT, Head, head, read_head};
+pub use blocks::{BlockHash, BlockMap};
+pub use frame::{FRAME_CONTENT, FrameWriter, HEAD_LIMIT, Head, head, index_frame, read_head, read_index_frame};
 pub use hash::{Blake3, HashReader, blake3};
 pub use seek::{FrameSize, SeekTable};

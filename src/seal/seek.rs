@@ -87,6 +87,14 @@ impl SeekTable {
         None
     }
 
+    /// Where in the object the last frame lies, when it has no content: an index of what is in the others.
+    #[must_use]
+    pub fn index(&self) -> Option<std::ops::Range<u64>> {
+        let last = self.frames.last().filter(|last| last.content == 0 && last.stored > 0)?;
+        let stored: u64 = self.frames.iter().map(|f| u64::from(f.stored)).sum();
+        Some(stored - u64::from(last.stored)..stored)
+    }
+
     /// The table as it stands at the end of an object.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {

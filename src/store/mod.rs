@@ -163,6 +163,21 @@ pub async fn read(store: &dyn Store, key: &Key, limit: u64) -> Result<Bytes> {
     Ok(whole.freeze())
 }
 
+/// These bytes of an object.
+pub async fn read_range(store: &dyn Store, key: &Key, range: Range<u64>) -> Result<Bytes> {
+    let wanted = range.end - range.start;
+    let mut download = store.get(key, Some(range)).await?;
+    let mut bytes = bytes::BytesMut::with_capacity(usize::try_from(wanted).unwrap_or(0));
+    while let Some(chunk) = download.body.chunk().await? {
+        bytes.extend_from_slice(&chunk);
+    }
+    if bytes.len() as u64 == wanted {
+        Ok(bytes.freeze())
+    } else {
+        Err(Error::damaged(format!("{key} is shorter than it should be")))
+    }
+}
+
 /// Every object below `prefix`, however many there are.
 pub async fn list_all(store: &dyn Store, prefix: &str) -> Result<Vec<Listed>> {
     store.list(prefix, None, usize::MAX).await
