@@ -52,7 +52,7 @@ impl Planner<'_> {
             last_segment,
             segments: segments.len() as u64,
             wal_bytes: segments.iter().map(|(_, length)| length).sum(),
-            backup_bytes: backup.parts.iter().map(|part| part.length).sum(),
+            backup_bytes: self.to_fetch(&backup).await?,
             disk_bytes: backup.size + (segments.len() as u64 * size.bytes()).min(WAL_AT_A_TIME),
             behind_seconds: behind.map(|c| (self.request.now - c.time).as_seconds_f64()),
             last_commit: seen.last_commit,
@@ -65,6 +65,14 @@ impl Planner<'_> {
             warnings,
             backup,
         })
+    }
+
+    /// The bytes that a restore fetches of the parts. A manifest alone tells what is needed of older backups'.
+    async fn to_fetch(&self, backup: &BackupDocument) -> Result<u64> {
+        if backup.references.is_empty() {
+            return Ok(backup.parts.iter().map(|part| part.length).sum());
+        }
+        Ok(self.system.manifest(backup).await?.stored())
     }
 
     /// A stop that was found from a fork on, or without a search: what lies between the backup and it is looked at now.

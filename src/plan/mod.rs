@@ -68,7 +68,7 @@ pub struct Plan {
     pub segments: u64,
     /// The bytes of their objects.
     pub wal_bytes: u64,
-    /// The bytes of the backup's parts.
+    /// The bytes that are fetched of the backup's parts and of those of older backups that it needs.
     #[serde(default)]
     pub backup_bytes: u64,
     /// The bytes that must be free for the copy: the cluster's files, and the WAL that stays at a time

@@ -4,6 +4,7 @@
 //! a layer can point into a part of another backup.
 
 use std::{
+    collections::HashMap,
     io::{self, Read, Write},
     path::{Path, PathBuf},
 };
@@ -230,17 +231,25 @@ impl Manifest {
         for path in paths {
             stays_below(path)?;
         }
+        if !manifest.block_size.is_power_of_two() {
+            return Err(Error::damaged(format!("the manifest names pages of {} bytes", manifest.block_size)));
+        }
         Ok(manifest)
     }
 
-    /// The part that a layer points into.
-    pub fn part(&self, layer: &Layer) -> Result<&Part> {
-        self.parts.iter().find(|p| p.backup == layer.backup && p.number == layer.part).ok_or_else(|| {
-            Error::damaged(format!(
-                "the manifest names part {} of backup {} but does not list it",
-                layer.part, layer.backup
-            ))
-        })
+    /// About how many bytes of the repository a restore reads: of each part as much as the layers have of its content.
+    #[must_use]
+    pub fn stored(&self) -> u64 {
+        let mut wanted: HashMap<_, u64> = HashMap::new();
+        for layer in self.files.iter().flat_map(|file| &file.layers) {
+            *wanted.entry((layer.backup, layer.part)).or_default() += layer.length;
+        }
+        let share = |part: &Part| {
+            let wanted = wanted.get(&(part.backup, part.number)).copied().unwrap_or(0);
+            let content = part.frames.content().max(wanted).max(1);
+            (u128::from(part.length) * u128::from(wanted) / u128::from(content)) as u64
+        };
+        self.parts.iter().map(share).sum()
     }
 }
 

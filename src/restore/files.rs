@@ -1,37 +1,41 @@
-//! The files of a backup out of its parts into the place: threads take runs of neighbouring files from a queue, fetch
-//! each run with one ranged request, and prove every file while it is written.
+//! The files of a backup out of its parts into the place: threads take work from a queue, runs of neighbouring files
+//! that are stored whole and batches of files in layers, and prove every file while it is written.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
-    io::{self, Read, Write},
+    collections::{HashSet, VecDeque},
+    fs,
+    io::{Read, Write},
+    os::unix::fs::FileExt,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use tokio::runtime::Handle;
-
-use super::place::{Attributes, Place};
+use super::{
+    fetch::{CHUNK, PartName, Piece, Run, Source, copy, runs},
+    layers::{Layered, lay, overlay},
+    place::{Attributes, Place},
+    proof::{self, Proof},
+};
 use crate::{
     error::{Error, Kind, Result},
     interrupt::Interrupt,
     progress::Progress,
-    repository::{self, BackupId, LayerKind, Manifest, Part, System, join},
-    seal::{Blake3, SeekTable},
-    store::bridge::{self, BodyReader},
+    repository::{File, Hashed, LayerKind, Manifest, join},
+    seal::{BlockHash, BlockMap},
 };
 
-/// Bytes handled at a time.
-const CHUNK: usize = 256 << 10;
-/// More bytes than this between two wanted files are not fetched: another request is.
-const GAP: u64 = 4 << 20;
 /// A run is not continued past this many bytes, so that several threads share a part.
 const RUN: u64 = 64 << 20;
+/// So many bytes of files in layers are put together at a time, or one file.
+const BATCH: u64 = 256 << 20;
+/// So many of them are open at a time at most.
+const BATCH_FILES: usize = 64;
 
 /// What the threads share.
 #[derive(Debug)]
 pub struct Job {
     /// Where from.
-    pub system: System,
+    pub source: Source,
     /// What there is.
     pub manifest: Arc<Manifest>,
     /// Where to.
@@ -44,11 +48,13 @@ pub struct Job {
     pub interrupt: Interrupt,
 }
 
-/// Neighbouring files of one part, by their numbers in the manifest, in the order in which they lie.
+/// What one thread does at a time.
 #[derive(Debug)]
-struct Run {
-    part: (BackupId, u32),
-    files: Vec<usize>,
+enum Work {
+    /// Files that are stored whole, one after the other.
+    Run(Run),
+    /// Files in layers, by their numbers in the manifest.
+    Batch(Vec<usize>),
 }
 
 impl Job {
@@ -77,26 +83,32 @@ impl Job {
             return Ok(false);
         }
         let mut buffer = vec![0; CHUNK];
-        let mut hasher = blake3::Hasher::new();
+        let mut proof = Proof::of(file, self.manifest.block_size);
         loop {
             self.interrupt.check()?;
             match there.read(&mut buffer).map_err(failed)? {
                 0 => break,
                 count => {
-                    hasher.update(&buffer[..count]);
+                    proof.see(&buffer[..count]);
                     self.progress.advance(count as u64);
                 }
             }
         }
-        let right = Blake3::from(&hasher) == file.blake3;
+        let right = proof.holds(file);
         if right {
             self.place.finish(&file.path, &there, attributes(file))?;
         }
         Ok(right)
     }
 
-    /// Fetches and writes these files. None of them may be there.
-    pub async fn write(self: &Arc<Self>, wanted: &[usize]) -> Result<()> {
+    /// Whether a file that is there can be changed in place, so that only the blocks that differ are fetched.
+    pub fn can_mend(&self, index: usize) -> Result<bool> {
+        let file = &self.manifest.files[index];
+        Ok(file.hashed == Hashed::Blocks && file.size > 0 && self.place.modify(&file.path)?.is_some())
+    }
+
+    /// Fetches and writes these files. Those that `mended` names are changed in place, none of the others may be there.
+    pub async fn write(self: &Arc<Self>, wanted: &[usize], mended: HashSet<usize>) -> Result<()> {
         let (empty, full): (Vec<usize>, Vec<usize>) = wanted.iter().partition(|i| self.manifest.files[**i].size == 0);
         self.each(empty, |job, index| {
             let file = &job.manifest.files[index];
@@ -104,27 +116,42 @@ impl Job {
             job.place.finish(&file.path, &made, attributes(file))
         })
         .await?;
-        let runs = runs(&self.manifest, full)?;
-        self.each(runs, |job, run| job.fetch(&run, |job, index, from| job.receive(index, from))).await
+        self.each(work(&self.manifest, &full, &mended), move |job, work| match work {
+            Work::Run(run) => job.source.fetch(&run, |piece, from| job.receive(piece.file, from)),
+            Work::Batch(files) => job.put_together(&files, &mended),
+        })
+        .await
     }
 
     /// Fetches a small file into memory, proven.
     pub async fn content(self: &Arc<Self>, index: usize) -> Result<Vec<u8>> {
-        let mut runs = runs(&self.manifest, vec![index])?;
-        let Some(run) = runs.pop() else { return Ok(Vec::new()) };
         let job = self.clone();
         let content = tokio::task::spawn_blocking(move || {
+            let (file, block_size) = (&job.manifest.files[index], job.manifest.block_size);
             let mut content = Vec::new();
-            job.fetch(&run, |job, index, from| {
-                let file = &job.manifest.files[index];
-                let mut proof = Proof::default();
-                copy(from, file.size, |bytes| {
-                    proof.see(bytes);
-                    content.extend_from_slice(bytes);
+            if file.size == 0 {
+            } else if let Some(whole) = stored_whole(file, index) {
+                let mut proof = Proof::of(file, block_size);
+                for run in runs([whole], RUN) {
+                    job.source.fetch(&run, |_, from| {
+                        copy(from, file.size, |bytes| {
+                            proof.see(bytes);
+                            content.extend_from_slice(bytes);
+                            Ok(())
+                        })
+                    })?;
+                }
+                proof.check(file)?;
+            } else {
+                let mut layered = [Layered::new(file, block_size)?];
+                content.resize(file.size as usize, 0);
+                let fetch = |run: &Run, receive: &mut Receive<'_>| job.source.fetch(run, receive);
+                lay(&mut layered, fetch, |_, at, bytes| {
+                    content[at as usize..][..bytes.len()].copy_from_slice(bytes);
                     Ok(())
                 })?;
-                proof.check(file)
-            })?;
+                layered[0].check()?;
+            }
             Ok(content)
         });
         join(content.await)?
@@ -172,258 +199,153 @@ impl Job {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Fetches a run and hands each file's bytes to `receive`, which must take all of them.
-    fn fetch(&self, run: &Run, mut receive: impl FnMut(&Self, usize, &mut dyn Read) -> Result<()>) -> Result<()> {
-        let (backup, number) = run.part;
-        let layer = |index: &usize| self.manifest.files[*index].layers.first();
-        let (Some(first), Some(last)) = (run.files.first().and_then(layer), run.files.last().and_then(layer)) else {
-            return Ok(());
-        };
-        let part = self.manifest.part(first)?;
-        let damaged = |what: &str| lost(part, what);
-        let (start, mut at) =
-            part.frames.seek(first.offset).ok_or_else(|| damaged("is shorter than the manifest tells"))?;
-        let end = end_of(&part.frames, last.offset + last.length)
-            .ok_or_else(|| damaged("is shorter than the manifest tells"))?;
-        let key = self.system.folder.part(backup, number)?;
-        let runtime = Handle::current();
-        let download = runtime.block_on(self.system.store.get(&key, Some(start..end))).map_err(|e| match e.kind() {
-            Kind::NotFound => damaged("is missing"),
-            _ => e,
-        })?;
-        if download.length != part.length {
-            return Err(damaged("does not have the length that the manifest tells"));
-        }
-        let body = BodyReader::new(download.body, runtime);
-        let decoder = zstd::Decoder::new(body).map_err(|e| Error::internal("start the zstd decoder").source(e))?;
-        let mut from = Guarded { decoder, part };
-        for index in &run.files {
-            let Some(layer) = layer(index) else { continue };
-            let skip = layer.offset.checked_sub(at).ok_or_else(|| damaged("holds files that overlap"))?;
-            copy(&mut from, skip, |_| Ok(()))?;
-            receive(self, *index, &mut from)?;
-            at = layer.offset + layer.length;
-        }
-        Ok(())
-    }
-
+    /// Writes a file that is stored whole.
     fn receive(&self, index: usize, from: &mut dyn Read) -> Result<()> {
         let file = &self.manifest.files[index];
         let mut to = self.place.create(&file.path)?;
-        let mut proof = Proof::default();
+        let mut proof = Proof::of(file, self.manifest.block_size);
         copy(from, file.size, |bytes| {
             self.interrupt.check()?;
             proof.see(bytes);
-            to.write_all(bytes).map_err(|e| Error::io("write", &self.place.whole(&file.path), e))?;
+            to.write_all(bytes).map_err(|e| self.failed(file, e))?;
             self.progress.advance(bytes.len() as u64);
             Ok(())
         })?;
         proof.check(file)?;
         self.place.finish(&file.path, &to, attributes(file))
     }
+
+    /// Writes files out of their layers.
+    fn put_together(&self, batch: &[usize], mended: &HashSet<usize>) -> Result<()> {
+        let (mut files, mut open, mut written) = (Vec::new(), Vec::new(), vec![0; batch.len()]);
+        for index in batch {
+            let file = &self.manifest.files[*index];
+            let mut layered = Layered::new(file, self.manifest.block_size)?;
+            let there = if mended.contains(index) { self.mend(&mut layered)? } else { None };
+            let is_new = there.is_none();
+            let to = there.map_or_else(|| self.place.create(&file.path), Ok)?;
+            to.set_len(file.size).map_err(|e| self.failed(file, e))?;
+            files.push(layered);
+            open.push((to, is_new));
+        }
+        let fetch = |run: &Run, receive: &mut Receive<'_>| self.source.fetch(run, receive);
+        lay(&mut files, fetch, |number, at, bytes| {
+            self.interrupt.check()?;
+            let file = &self.manifest.files[batch[number]];
+            open[number].0.write_all_at(bytes, at).map_err(|e| self.failed(file, e))?;
+            written[number] += bytes.len() as u64;
+            self.progress.advance(bytes.len() as u64);
+            Ok(())
+        })?;
+        for ((layered, (to, is_new)), written) in files.iter().zip(&open).zip(written) {
+            let file = layered.file;
+            if !is_new {
+                let zeros = vec![0; self.manifest.block_size as usize];
+                layered
+                    .zeros()
+                    .try_for_each(|block| to.write_all_at(&zeros, block.start))
+                    .map_err(|e| self.failed(file, e))?;
+            }
+            layered.check()?;
+            self.progress.advance(file.size - written);
+            self.place.finish(&file.path, to, attributes(file))?;
+        }
+        Ok(())
+    }
+
+    /// Opens a file that is there and keeps those of its blocks that are right. `None` where that cannot be told: then
+    /// the file is gone.
+    fn mend(&self, layered: &mut Layered<'_>) -> Result<Option<fs::File>> {
+        let file = layered.file;
+        let (Some(there), Some(wanted)) = (self.place.modify(&file.path)?, self.hashes(file)?) else {
+            self.place.remove(&file.path)?;
+            return Ok(None);
+        };
+        // What lies beyond its end becomes zeros, and is compared like the rest.
+        there.set_len(file.size).map_err(|e| self.failed(file, e))?;
+        let size = self.manifest.block_size as usize;
+        let (mut from, mut block) = (&there, 0);
+        let mut buffer = vec![0; CHUNK.next_multiple_of(size)];
+        while block < wanted.hashes().len() {
+            self.interrupt.check()?;
+            let bytes = &mut buffer[..((wanted.hashes().len() - block) * size).min(CHUNK.next_multiple_of(size))];
+            from.read_exact(bytes).map_err(|e| Error::io("read", &self.place.whole(&file.path), e))?;
+            for content in bytes.chunks_exact(size) {
+                let hash = BlockHash::of(content);
+                if hash == wanted.hashes()[block] {
+                    layered.keep(block, hash);
+                }
+                block += 1;
+            }
+        }
+        Ok(Some(there))
+    }
+
+    /// The hashes of a file's blocks, from the indexes of the parts that hold them; `None` where some are not known.
+    fn hashes(&self, file: &File) -> Result<Option<BlockMap>> {
+        let size = self.manifest.block_size as usize;
+        let layers: Result<Option<Vec<_>>> = file.layers.iter().map(|layer| self.source.blocks(layer)).collect();
+        match layers {
+            Ok(layers) => Ok(layers
+                .map(|layers| overlay(file.size as usize / size, size, &layers))
+                .filter(|map| proof::proves(map, size, file))),
+            Err(error) if error.kind() == Kind::Damaged => {
+                tracing::warn!("{} is fetched whole: {error}", file.path.display());
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn failed(&self, file: &File, error: std::io::Error) -> Error {
+        Error::io("write", &self.place.whole(&file.path), error)
+    }
 }
 
+/// Takes a piece of a run.
+type Receive<'a> = dyn FnMut(&Piece, &mut dyn Read) -> Result<()> + 'a;
+
 /// What a file is given besides its content.
-pub fn attributes(file: &repository::File) -> Attributes {
+pub fn attributes(file: &File) -> Attributes {
     Attributes { mode: file.mode, mtime: file.mtime }
 }
 
-/// What was seen of a file's content so far.
-#[derive(Default)]
-struct Proof {
-    hasher: blake3::Hasher,
-    crc32c: u32,
-}
-
-impl Proof {
-    fn see(&mut self, bytes: &[u8]) {
-        self.hasher.update(bytes);
-        self.crc32c = crc32c::crc32c_append(self.crc32c, bytes);
-    }
-
-    fn check(&self, file: &repository::File) -> Result<()> {
-        if Blake3::from(&self.hasher) == file.blake3 && self.crc32c == file.crc32c {
-            return Ok(());
+/// Where a file lies that is stored whole and as it is.
+fn stored_whole(file: &File, index: usize) -> Option<(PartName, Piece)> {
+    match file.layers.as_slice() {
+        [one] if one.kind == LayerKind::Whole && one.length == file.size => {
+            Some(((one.backup, one.part), Piece { offset: one.offset, length: one.length, file: index }))
         }
-        let place =
-            file.layers.first().map_or_else(String::new, |l| format!(" in part {} of backup {}", l.part, l.backup));
-        Err(Error::damaged(format!("{}{place} does not have the content that the manifest tells", file.path.display()))
-            .hint(ANOTHER))
+        _ => None,
     }
 }
 
-const ANOTHER: &str = "bring that object back from another copy of the repository and repeat this command, or restore another backup: --backup ID";
-
-fn lost(part: &Part, what: &str) -> Error {
-    Error::damaged(format!("part {} of backup {} {what}", part.number, part.backup)).hint(ANOTHER)
-}
-
-/// The content of a part; what is wrong with it names the part.
-struct Guarded<'a, R: io::BufRead> {
-    decoder: zstd::Decoder<'static, R>,
-    part: &'a Part,
-}
-
-impl<R: io::BufRead> Read for Guarded<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.decoder
-            .read(buffer)
-            .map_err(|e| bridge::into_io(bridge::from_io(e, |e| lost(self.part, "cannot be decompressed").source(e))))
-    }
-}
-
-/// Hands exactly `length` bytes on.
-fn copy(from: &mut (impl Read + ?Sized), mut length: u64, mut to: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let mut buffer = vec![0; CHUNK.min(usize::try_from(length).unwrap_or(CHUNK))];
-    while length > 0 {
-        let wanted = buffer.len().min(usize::try_from(length).unwrap_or(usize::MAX));
-        let count = from
-            .read(&mut buffer[..wanted])
-            .map_err(|e| bridge::from_io(e, |e| Error::damaged("a part cannot be read").source(e)))?;
-        if count == 0 {
-            return Err(Error::damaged("a part ends before its last file does").hint(ANOTHER));
-        }
-        to(&buffer[..count])?;
-        length -= count as u64;
-    }
-    Ok(())
-}
-
-/// Where the frame that holds the last byte before `content` ends in the object.
-fn end_of(frames: &SeekTable, content: u64) -> Option<u64> {
-    let (mut stored, mut seen) = (0, 0);
-    for frame in frames.frames() {
-        if seen >= content {
-            break;
-        }
-        stored += u64::from(frame.stored);
-        seen += u64::from(frame.content);
-    }
-    (seen >= content).then_some(stored)
-}
-
-/// Where a file lies in the content of its part, its length, and its number in the manifest.
-type Lies = (u64, u64, usize);
-
-/// Cuts files into runs of neighbours; great runs come first, so that the threads end together.
-fn runs(manifest: &Manifest, files: Vec<usize>) -> Result<Vec<Run>> {
-    let mut parts: BTreeMap<(BackupId, u32), Vec<Lies>> = BTreeMap::new();
+/// Divides files into work; what is great comes first, so that the threads end together.
+fn work(manifest: &Manifest, files: &[usize], mended: &HashSet<usize>) -> Vec<Work> {
+    let (mut whole, mut layered) = (Vec::new(), Vec::new());
     for index in files {
-        let file = &manifest.files[index];
-        match file.layers.as_slice() {
-            [] if file.size == 0 => {}
-            [one] if one.kind == LayerKind::Whole && one.length == file.size => {
-                parts.entry((one.backup, one.part)).or_default().push((one.offset, one.length, index));
-            }
-            layers if layers.iter().any(|l| l.kind != LayerKind::Whole) => {
-                return Err(Error::refused(format!("{} is stored as changed blocks", file.path.display()))
-                    .hint("use the version of Walden that took this backup, or a newer one"));
-            }
-            _ => return Err(Error::damaged(format!("the manifest does not tell where {} lies", file.path.display()))),
+        match stored_whole(&manifest.files[*index], *index).filter(|_| !mended.contains(index)) {
+            Some(piece) => whole.push(piece),
+            None => layered.push(*index),
         }
     }
-    let mut runs = Vec::new();
-    for (part, mut files) in parts {
-        files.sort_unstable();
-        let (mut begin, mut end) = (0, 0);
-        for (offset, length, index) in files {
-            match runs.last_mut() {
-                Some((_, Run { part: same, files })) if *same == part && offset <= end + GAP && end - begin < RUN => {
-                    files.push(index);
-                }
-                _ => {
-                    begin = offset;
-                    runs.push((0, Run { part, files: vec![index] }));
-                }
-            }
-            end = offset + length;
-            if let Some((size, _)) = runs.last_mut() {
-                *size = end - begin;
-            }
+    let mut work: Vec<_> = runs(whole, RUN).into_iter().map(|run| (run.span, Work::Run(run))).collect();
+    // Files whose newest layers are neighbours share frames.
+    layered.sort_by_key(|i| manifest.files[*i].layers.last().map(|l| (l.backup, l.part, l.offset)));
+    let (mut size, mut batch) = (0, Vec::new());
+    for index in layered {
+        let more = manifest.files[index].size;
+        if size + more > BATCH || batch.len() == BATCH_FILES {
+            work.push((std::mem::take(&mut size), Work::Batch(std::mem::take(&mut batch))));
         }
+        size += more;
+        batch.push(index);
     }
-    runs.sort_by_key(|(size, _): &(u64, Run)| std::cmp::Reverse(*size));
-    Ok(runs.into_iter().map(|(_, run)| run).collect())
+    work.push((size, Work::Batch(batch)));
+    work.retain(|(size, _)| *size > 0);
+    work.sort_by_key(|(size, _)| std::cmp::Reverse(*size));
+    work.into_iter().map(|(_, work)| work).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        repository::{File, Hashed, Layer},
-        seal::{FrameSize, blake3},
-    };
-    use chrono::DateTime;
-
-    fn manifest(layers: &[(u32, u64, u64)]) -> Manifest {
-        let backup = "20261121T014500Z".parse().unwrap();
-        let file = |(number, (part, offset, length)): (usize, &(u32, u64, u64))| File {
-            path: format!("base/{number}").into(),
-            size: *length,
-            mtime: DateTime::UNIX_EPOCH,
-            mode: 0o600,
-            blake3: blake3(b""),
-            hashed: Hashed::Content,
-            crc32c: 0,
-            stat: None,
-            layers: vec![Layer {
-                backup,
-                part: *part,
-                offset: *offset,
-                length: *length,
-                kind: LayerKind::Whole,
-                map: None,
-            }],
-        };
-        Manifest {
-            format: 1,
-            backup,
-            incarnation: "7-1".parse().unwrap(),
-            block_size: 8192,
-            origin: None,
-            tablespaces: vec![],
-            directories: vec![],
-            parts: vec![],
-            files: layers.iter().enumerate().map(file).collect(),
-        }
-    }
-
-    #[test]
-    fn neighbours_share_a_request_and_strangers_do_not() {
-        let manifest = manifest(&[(1, 512, 100), (2, 512, 10), (1, 2048, 100), (1, 64 << 20, 100)]);
-        let found = runs(&manifest, vec![3, 2, 1, 0]).unwrap();
-        let mut files: Vec<_> = found.iter().map(|r| (r.part.1, r.files.clone())).collect();
-        files.sort();
-        assert_eq!(files, [(1, vec![0, 2]), (1, vec![3]), (2, vec![1])]);
-    }
-
-    #[test]
-    fn a_long_part_is_shared_by_several_threads() {
-        let great: Vec<_> = (0..10).map(|n| (1, 512 + n * (32 << 20), 32 << 20)).collect();
-        let manifest = manifest(&great);
-        let found = runs(&manifest, (0..10).collect()).unwrap();
-        assert!(found.len() >= 3 && found.iter().all(|r| r.files.len() <= 3), "{found:?}");
-    }
-
-    #[test]
-    fn layers_that_do_not_fit_are_errors() {
-        let mut short = manifest(&[(1, 512, 100)]);
-        short.files[0].size = 101;
-        assert_eq!(runs(&short, vec![0]).unwrap_err().kind(), Kind::Damaged);
-        short.files[0].layers[0].kind = LayerKind::Incremental;
-        assert_eq!(runs(&short, vec![0]).unwrap_err().kind(), Kind::Refused);
-    }
-
-    #[test]
-    fn the_last_frame_is_fetched_whole_and_no_further() {
-        let frames = SeekTable::from(vec![
-            FrameSize { stored: 10, content: 100 },
-            FrameSize { stored: 20, content: 50 },
-            FrameSize { stored: 5, content: 7 },
-        ]);
-        assert_eq!(end_of(&frames, 100), Some(10));
-        assert_eq!(end_of(&frames, 101), Some(30));
-        assert_eq!(end_of(&frames, 157), Some(35));
-        assert_eq!(end_of(&frames, 158), None);
-    }
-}
+mod tests;

@@ -8,12 +8,15 @@
 
 mod adopt;
 mod clear;
+mod fetch;
 mod files;
+mod layers;
 mod mark;
 mod note;
 mod owner;
 mod place;
 mod prepare;
+mod proof;
 mod request;
 mod rescue;
 mod run;
@@ -21,6 +24,8 @@ mod session;
 mod settle;
 mod space;
 mod start;
+#[cfg(test)]
+mod testing;
 
 pub use adopt::{AdoptRequest, Adopted, adopt};
 pub use mark::{Mark, unfinished};

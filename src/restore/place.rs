@@ -124,6 +124,20 @@ impl Place {
         }
     }
 
+    /// Opens a file to be changed in place; `None` when that must not be: it is no regular file, has another name
+    /// besides this one, or may not be written.
+    pub fn modify(&self, path: &Path) -> Result<Option<File>> {
+        match self.at(path, OFlags::RDWR | OFlags::NONBLOCK, 0) {
+            Ok(handle) => {
+                let stat = rustix::fs::fstat(&handle).map_err(|e| self.failed("stat", path, e))?;
+                let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+                Ok((regular && stat.st_nlink == 1).then(|| handle.into()))
+            }
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ISDIR | Errno::ACCESS | Errno::NXIO) => Ok(None),
+            Err(e) => Err(self.failed("open", path, e)),
+        }
+    }
+
     /// Gives an open file its permissions, owner and time.
     pub fn finish(&self, path: &Path, file: &File, attributes: Attributes) -> Result<()> {
         let failed = |e| self.failed("set the attributes of", path, e);

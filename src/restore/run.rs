@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::{
     clear,
+    fetch::Source,
     files::Job,
     mark::{Mark, Phase},
     place::Place,
@@ -81,7 +82,7 @@ impl Restore {
         }
         let place = Arc::new(self.place()?);
         let job = Arc::new(Job {
-            system: self.system.clone(),
+            source: Source::new(self.system.clone(), self.manifest.clone()),
             manifest: self.manifest.clone(),
             place: place.clone(),
             parallel: self.request.parallel,
@@ -197,13 +198,18 @@ impl Restore {
             kept = job.right_files(|path| !is_special(path)).await?;
         }
         let wanted: Vec<usize> = all.iter().copied().filter(|i| !kept.contains(i)).collect();
+        let mut mended = HashSet::new();
         if self.before != Before::Nothing {
             for index in &wanted {
-                job.place.remove(&self.manifest.files[*index].path)?;
+                if job.can_mend(*index)? {
+                    mended.insert(*index);
+                } else {
+                    job.place.remove(&self.manifest.files[*index].path)?;
+                }
             }
         }
         job.progress.start("restoring", Some(size(&wanted)));
-        job.write(&wanted).await?;
+        job.write(&wanted, mended).await?;
         job.progress.start("making it durable", Some(size(&all)));
         job.sync(all).await?;
         let (place, manifest) = (job.place.clone(), self.manifest.clone());
