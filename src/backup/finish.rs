@@ -2,7 +2,7 @@
 //! consistent, the manifest, and the document that makes it exist.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,6 +11,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::Mutex;
 
 use super::{
+    ancestor::Ancestor,
     catalogue,
     request::{BackupRequest, Surroundings},
     workers::Haul,
@@ -19,7 +20,7 @@ use crate::{
     error::{Error, Result},
     postgres::{ControlFile, Lsn, SegmentName, backup_label::BackupLabel, sql::Session},
     repository::{
-        BackupDocument, BackupId, Directory, FORMAT, Manifest, PartSummary, System, Tablespace, lease::Lease,
+        BackupDocument, BackupId, Directory, FORMAT, Manifest, Origin, PartSummary, System, Tablespace, lease::Lease,
     },
 };
 
@@ -48,6 +49,10 @@ pub struct Taken {
     pub tablespaces: Vec<Tablespace>,
     /// The names of its databases and relations.
     pub catalogue: catalogue::Taken,
+    /// Where the files were read, when that was here.
+    pub origin: Option<Origin>,
+    /// The backup whose layers the files may name.
+    pub ancestor: Option<Arc<Ancestor>>,
 }
 
 /// The id of this second; when a backup has it already, of the next.
@@ -101,6 +106,7 @@ pub async fn finish(
     let manifest = manifest(system, &mut taken);
     let (content, files) = (manifest.files.iter().map(|f| f.size).sum(), manifest.files.len() as u64);
     let tablespaces = manifest.tablespaces.clone();
+    let references: BTreeSet<_> = manifest.parts.iter().map(|p| p.backup).filter(|b| *b != taken.id).collect();
     let (manifest_blake3, length) = system.put_manifest(manifest, 1, request.level).await?;
     let Taken { control, haul, catalogue, .. } = taken;
     let mut bad_pages = haul.bad;
@@ -126,7 +132,7 @@ pub async fn finish(
         files,
         stored: haul.parts.iter().map(|p| p.length).sum::<u64>() + length + catalogue.length,
         parts: haul.parts.iter().map(|p| PartSummary { number: p.number, length: p.length }).collect(),
-        references: Vec::new(),
+        references: references.into_iter().collect(),
         manifest: 1,
         manifest_blake3,
         catalogue: catalogue.number,
@@ -164,15 +170,17 @@ async fn roll_up(system: &System, around: &Surroundings) {
 fn manifest(system: &System, taken: &mut Taken) -> Manifest {
     taken.haul.files.sort_by(|a, b| a.path.cmp(&b.path));
     taken.haul.parts.sort_by_key(|p| p.number);
+    let mut parts = taken.ancestor.as_ref().map_or_else(Vec::new, |a| a.parts_of(taken.haul.files.iter()));
+    parts.extend(taken.haul.parts.iter().cloned());
     Manifest {
         format: FORMAT,
         backup: taken.id,
         incarnation: system.folder.incarnation,
         block_size: taken.control.block_size,
-        origin: None,
+        origin: taken.origin.take(),
         tablespaces: std::mem::take(&mut taken.tablespaces),
         directories: std::mem::take(&mut taken.directories),
-        parts: taken.haul.parts.clone(),
+        parts,
         files: std::mem::take(&mut taken.haul.files),
     }
 }

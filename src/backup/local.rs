@@ -6,8 +6,10 @@ use std::{path::Path, sync::Arc};
 use tokio::runtime::Handle;
 
 use super::{
+    ancestor::{self, Ancestor},
     catalogue,
     finish::{Taken, finish, new_id, with_lease},
+    origin,
     part::{Attributes, Parts},
     request::{BackupOutcome, BackupRequest, Surroundings, check_archiving},
     source::{self, Pages},
@@ -15,15 +17,15 @@ use super::{
     workers::{self, Haul, Job},
 };
 use crate::{
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     postgres::{
-        ControlFile, Lsn,
+        ControlFile, Lsn, TimelineHistory, TimelineId,
         backup_label::BackupLabel,
         control::CONTROL_FILE,
         datadir::{self, Rules, Walk},
         sql::{BackupStop, ServerFacts, Session},
     },
-    repository::{BackupId, ClusterName, Directory, Incarnation, System, Tablespace, join},
+    repository::{BackupId, ClusterName, Directory, Incarnation, Origin, System, Tablespace, join},
     store::Store,
 };
 
@@ -72,12 +74,14 @@ struct Driver<'a> {
 impl Driver<'_> {
     async fn run(&self, session: Session) -> Result<BackupOutcome> {
         let id = new_id(self.system, self.around).await?;
+        let origin = self.origin().await?;
+        let ancestor = self.ancestor(&origin).await?;
         self.around.progress.start("waiting for the checkpoint", None);
         let started = self.around.clock.now();
         let start = session.backup_start(&self.request.label_for(id), true).await?;
         let walk = self.walk().await?;
         self.around.progress.start("backing up", Some(walk.size()));
-        let job = Arc::new(self.job(id, start, &walk));
+        let job = Arc::new(self.job(id, start, &walk, ancestor.clone()));
         let level = self.request.level;
         let (haul, mut catalogue) = tokio::join!(
             workers::run(job.clone(), self.request.parallel),
@@ -99,6 +103,8 @@ impl Driver<'_> {
             directories: directories(&walk),
             tablespaces: tablespaces(&walk),
             catalogue,
+            origin: Some(origin),
+            ancestor,
         };
         let document = finish(self.system, self.request, self.around, taken).await?;
         let skipped = walk.skipped.iter().map(|s| format!("{} {}", s.path.display(), s.why)).collect();
@@ -122,10 +128,46 @@ impl Driver<'_> {
         )?
     }
 
-    fn job(&self, backup: BackupId, start: Lsn, walk: &Walk) -> Job {
+    /// The time on each file system, before the first file is read.
+    async fn origin(&self) -> Result<Origin> {
+        let (pgdata, random) = (self.pgdata.to_path_buf(), self.around.random.clone());
+        let origin = tokio::task::spawn_blocking(move || {
+            let mut directories = vec![pgdata.clone()];
+            // What lies in pg_tblspc are links to other directories, or directories.
+            let tablespaces = std::fs::read_dir(pgdata.join("pg_tblspc")).into_iter().flatten().flatten();
+            directories.extend(tablespaces.map(|entry| entry.path()));
+            origin::of(&directories, &random)
+        });
+        join(origin.await)
+    }
+
+    /// The newest backup on the way to here.
+    async fn ancestor(&self, origin: &Origin) -> Result<Option<Arc<Ancestor>>> {
+        self.around.progress.start("reading the last backup", None);
+        let timeline = self.facts.timeline;
+        let history = match self.system.history(timeline).await {
+            // A new timeline's is archived with its first segments.
+            Err(e) if e.kind() == Kind::NotFound => match self.own_history(timeline) {
+                Some(history) => history?,
+                None => return Ok(None),
+            },
+            history => history?,
+        };
+        Ok(ancestor::find(self.system, &history, origin).await?.map(Arc::new))
+    }
+
+    /// The history as it lies in the data directory.
+    fn own_history(&self, timeline: TimelineId) -> Option<Result<TimelineHistory>> {
+        let text = std::fs::read_to_string(self.pgdata.join(format!("pg_wal/{}.history", timeline.hex()))).ok()?;
+        Some(TimelineHistory::parse(timeline, &text))
+    }
+
+    fn job(&self, backup: BackupId, start: Lsn, walk: &Walk, ancestor: Option<Arc<Ancestor>>) -> Job {
         let files = walk.files.iter().filter(|f| !workers::is_control(f)).cloned().collect();
         Job {
-            parts: Parts::new(self.system.clone(), backup, self.request.level),
+            parts: Arc::new(Parts::new(self.system.clone(), backup, self.request.level)),
+            ancestor,
+            block_size: self.control.block_size,
             root: self.pgdata.to_path_buf(),
             pages: self.control.has_checksums().then_some(Pages { size: self.control.block_size, first: 0, start }),
             relation_segment_blocks: self.control.relation_segment_blocks,

@@ -1,13 +1,17 @@
 //! The backup driver. A cluster's bytes come from its data directory, read in parallel, or from the server over the
 //! replication protocol; either way they become the parts of one complete backup.
 
+mod ancestor;
 mod catalogue;
+mod changes;
 mod finish;
 mod intake;
 mod local;
+mod origin;
 mod part;
 mod remote;
 mod request;
+mod shelf;
 mod source;
 mod throttle;
 mod workers;

@@ -89,6 +89,8 @@ impl Driver<'_> {
             directories: received.directories,
             tablespaces: tablespaces(&archives),
             catalogue,
+            origin: None,
+            ancestor: None,
         };
         let document = finish(self.system, self.request, self.around, taken).await?;
         Ok(BackupOutcome { document, skipped, unnamed })

@@ -6,18 +6,20 @@
 //! read again before its checksum is believed to be wrong.
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    fs::{self, File},
+    io,
     os::unix::fs::{FileExt, MetadataExt},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
-use chrono::{DateTime, Utc};
 use rustix::fs::Advice;
 
 use super::{
+    ancestor::Ancestor,
+    changes, origin,
     part::{Attributes, PartWriter},
+    shelf::Shelf,
     throttle::Throttle,
 };
 use crate::{
@@ -28,12 +30,16 @@ use crate::{
         page::{self, Verdict},
     },
     progress::Progress,
-    repository::{self, BadPage, Hashed},
+    repository::{self, BadPage, FileStat, Hashed, Layer, LayerBlocks},
     seal::Blake3,
 };
 
 /// Bytes read at a time; a multiple of every page size.
 pub const CHUNK: usize = 256 << 10;
+/// Files of at least so many bytes get a map of their blocks; a smaller one is soon stored whole.
+const MAPPED: u64 = 128 << 10;
+/// Files without a map are compared with the ancestor's up to so many bytes, which are held in memory.
+const SMALL: u64 = 1 << 20;
 /// How often a page with a wrong checksum is read again, and how long to wait in between: a write of one page is over
 /// in far less.
 const ATTEMPTS: u32 = 5;
@@ -61,7 +67,17 @@ pub struct Watch<'a> {
     pub throttle: &'a Throttle,
 }
 
-/// A file as it was stored, with the pages that were wrong.
+/// What a file's bytes are held against, and where those go that are new.
+pub struct Into<'a> {
+    /// The parts of this thread.
+    pub shelf: &'a mut Shelf,
+    /// The backup that is compared with, if there is one.
+    pub ancestor: Option<&'a Ancestor>,
+    /// The size of a block, when the file is a relation's.
+    pub block_size: Option<u32>,
+}
+
+/// A file of the backup, with the pages that were wrong.
 pub struct Stored {
     /// What the manifest says of it.
     pub file: repository::File,
@@ -69,46 +85,140 @@ pub struct Stored {
     pub bad: Vec<BadPage>,
 }
 
-/// Stores the file `path` below `root` in `part`. `None` when it has vanished.
+/// A file that is open, and what was known of it before its first byte was read.
+pub(super) struct Opened {
+    pub from: File,
+    pub full: PathBuf,
+    pub path: PathBuf,
+    pub size: u64,
+    pub attributes: Attributes,
+    pub stat: FileStat,
+    pub pages: Option<Pages>,
+}
+
+/// Stores the file `path` below `root`, or finds that it is stored already. `None` when it has vanished.
 pub fn store(
     root: &Path,
     path: &Path,
     pages: Option<Pages>,
-    part: &mut PartWriter,
+    mut into: Into<'_>,
     watch: Watch<'_>,
 ) -> Result<Option<Stored>> {
     let full = root.join(path);
+    let gone = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
+    if let Some(ancestor) = into.ancestor {
+        let now = match fs::metadata(&full) {
+            Ok(now) => now,
+            Err(e) if gone(&e) => return Ok(None),
+            Err(e) => return Err(Error::io("stat", &full, e)),
+        };
+        if let Some(file) = ancestor.unchanged(path, &now) {
+            watch.progress.advance(file.size);
+            let file = repository::File { mode: now.mode() & 0o7777, ..file.clone() };
+            return Ok(Some(Stored { file, bad: bad_pages(path, ancestor.bad_pages(path)) }));
+        }
+    }
     let from = match File::open(&full) {
         Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if gone(&e) => return Ok(None),
         Err(e) => return Err(Error::io("open", &full, e)),
     };
     let metadata = from.metadata().map_err(|e| Error::io("stat", &full, e))?;
-    let (size, mode) = (metadata.len(), metadata.mode() & 0o7777);
-    let mtime = DateTime::<Utc>::from_timestamp(metadata.mtime(), metadata.mtime_nsec() as u32).unwrap_or_default();
     // Advice that is not taken costs nothing.
     let _ = rustix::fs::fadvise(&from, 0, None, Advice::Sequential);
-    let layer = part.begin(path, size, Attributes { mode, mtime })?;
-    let mut reading = Reading { from, at: 0, left: size, pages, bad: Vec::new() };
-    let mut buffer = vec![0; CHUNK.min(usize::try_from(size).unwrap_or(CHUNK)).max(1)];
+    let opened = Opened {
+        from,
+        full,
+        path: path.to_path_buf(),
+        size: metadata.len(),
+        attributes: Attributes { mode: metadata.mode() & 0o7777, mtime: origin::mtime(&metadata) },
+        stat: origin::stat(&metadata),
+        pages,
+    };
+    let in_blocks = into.block_size.filter(|size| opened.size >= MAPPED && opened.size % u64::from(*size) == 0);
+    let stored = match in_blocks {
+        Some(block_size) => changes::store(&opened, block_size, &mut into, watch),
+        None => whole(&opened, &mut into, watch),
+    }?;
+    let _ = rustix::fs::fadvise(&opened.from, 0, None, Advice::DontNeed);
+    Ok(Some(stored))
+}
+
+/// Stores a file without a map of its blocks. A small one is compared with the ancestor's first.
+fn whole(opened: &Opened, into: &mut Into<'_>, watch: Watch<'_>) -> Result<Stored> {
+    let known = into.ancestor.and_then(|a| a.file(&opened.path));
+    let known = known.filter(|f| f.hashed == Hashed::Content && f.size == opened.size && f.size <= SMALL);
+    let mut reading = Reading::new(opened);
+    let mut buffer = vec![0; CHUNK.min(usize::try_from(opened.size).unwrap_or(CHUNK)).max(1)];
     let (mut hasher, mut crc) = (blake3::Hasher::new(), 0);
+    if let Some(known) = known {
+        buffer = vec![0; opened.size as usize];
+        let bytes = reading.next(&mut buffer, watch)?;
+        hasher.update(bytes);
+        let (blake3, crc32c) = (Blake3::from(&hasher), crc32c::crc32c(bytes));
+        let layers = known.layers.clone();
+        if blake3 == known.blake3 {
+            return Ok(opened.stored(Found { blake3, hashed: Hashed::Content, crc32c, layers }, &reading.bad));
+        }
+        let part = into.shelf.part()?;
+        let layer = part.begin(&opened.path, opened.size, opened.attributes)?;
+        part.data(bytes)?;
+        let found = Found { blake3, hashed: Hashed::Content, crc32c, layers: layers_of(layer) };
+        return Ok(opened.record(part, found, None, &reading.bad));
+    }
+    let part = into.shelf.part()?;
+    let layer = part.begin(&opened.path, opened.size, opened.attributes)?;
     while reading.left > 0 {
-        watch.interrupt.check()?;
-        watch.throttle.pass(buffer.len() as u64);
-        let chunk = reading.next(&mut buffer).map_err(|e| Error::io("read", &full, e))?;
+        let chunk = reading.next(&mut buffer, watch)?;
         hasher.update(chunk);
         crc = crc32c::crc32c_append(crc, chunk);
         part.data(chunk)?;
-        watch.progress.advance(chunk.len() as u64);
     }
-    let _ = rustix::fs::fadvise(&reading.from, 0, None, Advice::DontNeed);
-    let bad = reading.bad.iter().map(|block| BadPage { path: path.display().to_string(), block: *block }).collect();
-    let layers = if size == 0 { Vec::new() } else { vec![layer] };
     let blake3 = Blake3::from(&hasher);
-    let path = path.to_path_buf();
-    let hashed = Hashed::Content;
-    let file = repository::File { path, size, mtime, mode, blake3, hashed, crc32c: crc, stat: None, layers };
-    Ok(Some(Stored { file: part.record(file, None), bad }))
+    let found = Found { blake3, hashed: Hashed::Content, crc32c: crc, layers: layers_of(layer) };
+    Ok(opened.record(part, found, None, &reading.bad))
+}
+
+/// An empty file needs no layer.
+fn layers_of(layer: Layer) -> Vec<Layer> {
+    if layer.length == 0 { Vec::new() } else { vec![layer] }
+}
+
+/// What was found out about the content of a file.
+pub(super) struct Found {
+    pub blake3: Blake3,
+    pub hashed: Hashed,
+    pub crc32c: u32,
+    pub layers: Vec<Layer>,
+}
+
+impl Opened {
+    fn file(&self, found: Found) -> repository::File {
+        let Found { blake3, hashed, crc32c, layers } = found;
+        let (path, size, Attributes { mode, mtime }) = (self.path.clone(), self.size, self.attributes);
+        repository::File { path, size, mtime, mode, blake3, hashed, crc32c, stat: Some(self.stat), layers }
+    }
+
+    /// The file, of which nothing new was stored.
+    pub(super) fn stored(&self, found: Found, bad: &[u32]) -> Stored {
+        Stored { file: self.file(found), bad: bad_pages(&self.path, bad) }
+    }
+
+    /// The file, whose newest layer was stored in `part`.
+    pub(super) fn record(
+        &self,
+        part: &mut PartWriter,
+        found: Found,
+        blocks: Option<&LayerBlocks>,
+        bad: &[u32],
+    ) -> Stored {
+        let file = part.record(self.file(found), blocks);
+        Stored { file, bad: bad_pages(&self.path, bad) }
+    }
+}
+
+fn bad_pages(path: &Path, blocks: &[u32]) -> Vec<BadPage> {
+    blocks.iter().map(|block| BadPage { path: path.display().to_string(), block: *block }).collect()
 }
 
 /// Stores bytes that are at hand, such as `backup_label`, as a file.
@@ -134,42 +244,52 @@ pub fn store_bytes(
     Ok(part.record(file, None))
 }
 
-struct Reading {
-    from: File,
+/// Reads a file from its start to the end that it had when it was opened.
+pub(super) struct Reading<'a> {
+    opened: &'a Opened,
     at: u64,
-    left: u64,
-    pages: Option<Pages>,
+    /// Bytes that are still to come.
+    pub left: u64,
     /// Numbers of bad pages, counted from the start of this file.
-    bad: Vec<u32>,
+    pub bad: Vec<u32>,
 }
 
-impl Reading {
-    /// The next chunk, filled up with zeros where the file has become shorter.
-    fn next<'a>(&mut self, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
+impl<'a> Reading<'a> {
+    pub(super) fn new(opened: &'a Opened) -> Self {
+        Self { opened, at: 0, left: opened.size, bad: Vec::new() }
+    }
+
+    /// The next bytes, as many as the buffer takes.
+    pub(super) fn next<'b>(&mut self, buffer: &'b mut [u8], watch: Watch<'_>) -> Result<&'b [u8]> {
         let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        let chunk = &mut buffer[..wanted];
-        let mut filled = 0;
-        while filled < wanted {
-            match self.from.read(&mut chunk[filled..]) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        if let Some(pages) = self.pages {
-            self.prove(pages, &mut chunk[..filled])?;
-        }
-        chunk[filled..].fill(0);
+        let chunk = self.read(self.at, &mut buffer[..wanted], watch)?;
+        watch.progress.advance(wanted as u64);
         self.at += wanted as u64;
         self.left -= wanted as u64;
         Ok(chunk)
     }
 
-    fn prove(&mut self, pages: Pages, chunk: &mut [u8]) -> io::Result<()> {
+    /// The bytes at `at`, filled up with zeros where the file has become shorter; their pages are proven.
+    pub(super) fn read<'b>(&mut self, at: u64, chunk: &'b mut [u8], watch: Watch<'_>) -> Result<&'b [u8]> {
+        watch.interrupt.check()?;
+        watch.throttle.pass(chunk.len() as u64);
+        self.filled(at, chunk).map_err(|e| Error::io("read", &self.opened.full, e))?;
+        Ok(chunk)
+    }
+
+    fn filled(&mut self, at: u64, chunk: &mut [u8]) -> io::Result<()> {
+        let filled = read_up_to(&self.opened.from, at, chunk)?;
+        if let Some(pages) = self.opened.pages {
+            self.prove(pages, at, &mut chunk[..filled])?;
+        }
+        chunk[filled..].fill(0);
+        Ok(())
+    }
+
+    fn prove(&mut self, pages: Pages, at: u64, chunk: &mut [u8]) -> io::Result<()> {
         let size = pages.size as usize;
         for (index, page) in chunk.chunks_exact_mut(size).enumerate() {
-            let offset = self.at + (index * size) as u64;
+            let offset = at + (index * size) as u64;
             let block = (offset / size as u64) as u32;
             let verdict = |page: &[u8]| page::verify_page(page, pages.first + block, pages.start);
             let mut attempts = 0;
@@ -180,7 +300,7 @@ impl Reading {
                     break;
                 }
                 std::thread::sleep(PAUSE);
-                match self.from.read_exact_at(page, offset) {
+                match self.opened.from.read_exact_at(page, offset) {
                     // The file has become shorter meanwhile: what is stored of this page does not matter.
                     Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => break,
                     read => read?,
@@ -189,4 +309,18 @@ impl Reading {
         }
         Ok(())
     }
+}
+
+/// Fills `chunk` from the offset `at`; gives back how many bytes there were.
+pub(super) fn read_up_to(from: &File, at: u64, chunk: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < chunk.len() {
+        match from.read_at(&mut chunk[filled..], at + filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(filled)
 }

@@ -9,8 +9,10 @@ use std::{
 use tokio::runtime::Handle;
 
 use super::{
-    part::{PART_CONTENT, PartWriter, Parts},
-    source::{self, Pages, Stored, Watch},
+    ancestor::Ancestor,
+    part::Parts,
+    shelf::Shelf,
+    source::{self, Into, Pages, Stored, Watch},
     throttle::Throttle,
 };
 use crate::{
@@ -25,7 +27,11 @@ use crate::{
 #[derive(Debug)]
 pub struct Job {
     /// Where to store.
-    pub parts: Parts,
+    pub parts: Arc<Parts>,
+    /// What to compare with.
+    pub ancestor: Option<Arc<Ancestor>>,
+    /// The size of a block.
+    pub block_size: u32,
     /// The data directory.
     pub root: PathBuf,
     /// How pages are proven, the first page's number aside; `None` in a cluster without checksums.
@@ -70,28 +76,18 @@ impl Job {
 
     fn work(&self, runtime: &Handle) -> Result<Haul> {
         let mut haul = Haul::default();
-        let mut part: Option<PartWriter> = None;
+        let mut shelf = Shelf::new(self.parts.clone(), runtime.clone());
         while let Some(entry) = self.next() {
-            let mut writer = match part.take() {
-                Some(writer) => writer,
-                None => self.parts.begin(runtime)?,
-            };
-            let pages = self.pages_of(&entry);
+            let block_size = matches!(entry.kind, FileKind::Relation(_)).then_some(self.block_size);
+            let into = Into { shelf: &mut shelf, ancestor: self.ancestor.as_deref(), block_size };
             let watch = Watch { progress: &*self.progress, interrupt: &self.interrupt, throttle: &self.throttle };
-            let stored = source::store(&self.root, &entry.path, pages, &mut writer, watch)?;
+            let stored = source::store(&self.root, &entry.path, self.pages_of(&entry), into, watch)?;
             if let Some(Stored { file, bad }) = stored {
                 haul.files.push(file);
                 haul.bad.extend(bad);
             }
-            if writer.content() >= PART_CONTENT {
-                haul.parts.push(writer.finish()?);
-            } else {
-                part = Some(writer);
-            }
         }
-        if let Some(writer) = part {
-            haul.parts.push(writer.finish()?);
-        }
+        haul.parts = shelf.finish()?;
         Ok(haul)
     }
 }

@@ -119,6 +119,13 @@ impl SystemFolder {
         Key::new(format!("{}part-{number:05}.tar.zst", self.backup(id)))
     }
 
+    /// The number of the part of a backup that an object's key names, if it is one's.
+    #[must_use]
+    pub fn part_number(&self, id: BackupId, key: &Key) -> Option<u32> {
+        let name = key.as_str().strip_prefix(&self.backup(id))?;
+        name.strip_prefix("part-")?.strip_suffix(".tar.zst")?.parse().ok()
+    }
+
     /// The folder of the leases of one kind.
     #[must_use]
     pub fn leases(&self, kind: &str) -> String {

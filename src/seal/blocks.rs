@@ -77,6 +77,11 @@ impl BlockMap {
         }
     }
 
+    /// Makes it the map of a file of `blocks` blocks: what is beyond goes, what is missing is like no block.
+    pub fn resize(&mut self, blocks: usize) {
+        self.hashes.resize(blocks, BlockHash { blake3: [0; 16], crc32c: 0 });
+    }
+
     /// One hash for all of them: BLAKE3 of the blocks' 16 bytes each, one after the other.
     #[must_use]
     pub fn root(&self) -> Blake3 {

@@ -1,0 +1,155 @@
+//! Files in blocks: what has changed since the ancestor is stored as a layer on top of its layers, or the whole file
+//! again when it would cost more to read the layers than the file.
+//!
+//! The blocks that differ are read a second time, and stored and hashed from that reading: what the map says of a
+//! block is always of the bytes that were stored. A block that changes after the first reading is one that the server
+//! changed after the backup had begun, so that the replay of its WAL mends it.
+
+use super::source::{CHUNK, Found, Into, Opened, Reading, Stored, Watch, read_up_to};
+use crate::{
+    error::{Error, Result},
+    postgres::incremental::IncrementalHeader,
+    repository::{File, Hashed, LayerBlocks},
+    seal::{BlockHash, BlockMap},
+};
+
+use super::ancestor::Known;
+
+/// What a request costs, in bytes that could be read in its time.
+const REQUEST: u64 = 256 << 10;
+
+/// Stores a file of whole blocks.
+pub(super) fn store(opened: &Opened, block_size: u32, into: &mut Into<'_>, watch: Watch<'_>) -> Result<Stored> {
+    let ancestor = into.ancestor.and_then(|a| Some((a, a.file(&opened.path)?)));
+    let known = ancestor.and_then(|(a, file)| Some((a, file, a.blocks(file, &into.shelf.runtime)?)));
+    let mut seen = 0;
+    if let Some((ancestor, file, known)) = known {
+        let most = most_changes(file, opened.size, block_size);
+        match compare(opened, block_size, &known, most, watch)? {
+            Compared::Changed(blocks) => {
+                let old = ancestor.bad_pages(&opened.path);
+                let bad = old.iter().copied().filter(|block| blocks.binary_search(block).is_err()).collect();
+                return layer(opened, block_size, Changes { file, known, blocks, bad }, into, watch);
+            }
+            Compared::TooMany(read) => seen = read,
+        }
+    }
+    whole(opened, block_size, seen, into, watch)
+}
+
+/// How many blocks may have changed before the file is stored whole again: when reading all layers would come to one
+/// and a half times the file. Half of the file is the most.
+fn most_changes(file: &File, size: u64, block_size: u32) -> usize {
+    let worth = (size + REQUEST) / 2 * 3;
+    let layers = file.layers.iter().map(|layer| layer.length + REQUEST).sum::<u64>() + REQUEST;
+    let blocks = worth.saturating_sub(layers).min(size / 2) / u64::from(block_size);
+    usize::try_from(blocks).unwrap_or(usize::MAX)
+}
+
+enum Compared {
+    /// These blocks differ, rising.
+    Changed(Vec<u32>),
+    /// More differ than it is worth: so many bytes were read.
+    TooMany(u64),
+}
+
+fn compare(opened: &Opened, block_size: u32, known: &Known, most: usize, watch: Watch<'_>) -> Result<Compared> {
+    let mut buffer = vec![0; CHUNK];
+    let (mut at, mut changed) = (0, Vec::new());
+    let mut old = known.map.hashes().iter();
+    while at < opened.size {
+        watch.interrupt.check()?;
+        let wanted = buffer.len().min(usize::try_from(opened.size - at).unwrap_or(usize::MAX));
+        watch.throttle.pass(wanted as u64);
+        let chunk = &mut buffer[..wanted];
+        let filled = read_up_to(&opened.from, at, chunk).map_err(|e| Error::io("read", &opened.full, e))?;
+        chunk[filled..].fill(0);
+        let first = (at / u64::from(block_size)) as u32;
+        for (number, block) in (first..).zip(chunk.chunks_exact(block_size as usize)) {
+            if old.next() != Some(&BlockHash::of(block)) {
+                changed.push(number);
+            }
+        }
+        watch.progress.advance(wanted as u64);
+        at += wanted as u64;
+        if changed.len() > most {
+            return Ok(Compared::TooMany(at));
+        }
+    }
+    Ok(Compared::Changed(changed))
+}
+
+struct Changes<'a> {
+    file: &'a File,
+    known: Known,
+    blocks: Vec<u32>,
+    /// Pages that were wrong in the ancestor and have not changed.
+    bad: Vec<u32>,
+}
+
+/// Stores the changed blocks on top of the ancestor's layers, of which those go that have no block left.
+fn layer(
+    opened: &Opened,
+    block_size: u32,
+    changes: Changes<'_>,
+    into: &mut Into<'_>,
+    watch: Watch<'_>,
+) -> Result<Stored> {
+    let Changes { file, known: Known { mut map, mut layer }, blocks, mut bad } = changes;
+    if blocks.is_empty() && file.size == opened.size {
+        let found =
+            Found { blake3: file.blake3, hashed: Hashed::Blocks, crc32c: file.crc32c, layers: file.layers.clone() };
+        return Ok(opened.stored(found, &bad));
+    }
+    let count = (opened.size / u64::from(block_size)) as u32;
+    bad.retain(|block| *block < count);
+    let part = into.shelf.part()?;
+    let header = IncrementalHeader { blocks, truncation: count };
+    let newest = part.begin_changes(&opened.path, &header, block_size, opened.attributes)?;
+    let mut reading = Reading::new(opened);
+    let mut buffer = vec![0; block_size as usize];
+    let mut stored = BlockMap::default();
+    map.resize(count as usize);
+    layer.resize(count as usize, usize::MAX);
+    for number in &header.blocks {
+        let block = reading.read(u64::from(*number) * u64::from(block_size), &mut buffer, watch)?;
+        let hash = BlockHash::of(block);
+        part.data(block)?;
+        stored.push(hash);
+        map.set(*number as usize, hash);
+        layer[*number as usize] = usize::MAX;
+    }
+    let mut needed = vec![false; file.layers.len()];
+    layer.iter().for_each(|owner| {
+        if let Some(place) = needed.get_mut(*owner) {
+            *place = true
+        }
+    });
+    let layers = file.layers.iter().zip(needed).filter(|(_, needed)| *needed).map(|(layer, _)| layer.clone());
+    let layers = layers.chain([newest]).collect();
+    bad.append(&mut reading.bad);
+    bad.sort_unstable();
+    let found = Found { blake3: map.root(), hashed: Hashed::Blocks, crc32c: map.crc32c(block_size as usize), layers };
+    Ok(opened.record(part, found, Some(&LayerBlocks::Changed(header.blocks, stored)), &bad))
+}
+
+/// Stores the whole file, with a map of its blocks. The first `seen` bytes were counted as read before.
+fn whole(opened: &Opened, block_size: u32, seen: u64, into: &mut Into<'_>, watch: Watch<'_>) -> Result<Stored> {
+    let part = into.shelf.part()?;
+    let layer = part.begin(&opened.path, opened.size, opened.attributes)?;
+    let mut reading = Reading::new(opened);
+    let mut buffer = vec![0; CHUNK];
+    let mut map = BlockMap::default();
+    let mut at = 0;
+    while at < opened.size {
+        let wanted = buffer.len().min(usize::try_from(opened.size - at).unwrap_or(usize::MAX));
+        let chunk = reading.read(at, &mut buffer[..wanted], watch)?;
+        chunk.chunks_exact(block_size as usize).for_each(|block| map.push(BlockHash::of(block)));
+        part.data(chunk)?;
+        at += wanted as u64;
+        watch.progress.advance(at.saturating_sub(seen.max(at - wanted as u64)));
+    }
+    let crc32c = map.crc32c(block_size as usize);
+    let found = Found { blake3: map.root(), hashed: Hashed::Blocks, crc32c, layers: vec![layer] };
+    Ok(opened.record(part, found, Some(&LayerBlocks::Whole(map)), &reading.bad))
+}
