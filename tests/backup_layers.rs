@@ -1,0 +1,273 @@
+//! Backups that store only what changed: each is complete, whatever happened to the cluster in between and whichever
+//! other backups are gone.
+#![allow(clippy::unwrap_used, reason = "helpers of a test may panic like the test")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+use walden_testkit::{
+    postgres::{Cluster, any, for_each_version},
+    protected::{Place, Protected},
+    run::run,
+};
+
+fn backups(p: &Protected) -> PathBuf {
+    let system = p.cluster.psql("select system_identifier from pg_control_system()");
+    p.repository.join(format!("main/{system}-1/backups"))
+}
+
+fn manifest(folder: &Path, id: &str) -> Value {
+    let stored = fs::read(folder.join(id).join("manifest-1.json.zst")).unwrap();
+    serde_json::from_slice(&zstd::decode_all(&stored[..]).unwrap()).unwrap()
+}
+
+fn document(folder: &Path, id: &str) -> Value {
+    serde_json::from_slice(&fs::read(folder.join(id).join("backup-1.json")).unwrap()).unwrap()
+}
+
+/// The layers of each file that has some: backup and kind.
+fn layers(manifest: &Value) -> BTreeMap<String, Vec<(String, String)>> {
+    let text = |layer: &Value, key: &str, absent: &str| layer[key].as_str().unwrap_or(absent).to_owned();
+    let of = |file: &Value| {
+        let layers = file["layers"].as_array().into_iter().flatten();
+        layers.map(|l| (text(l, "backup", ""), text(l, "kind", "whole"))).collect()
+    };
+    manifest["files"].as_array().unwrap().iter().map(|f| (f["path"].as_str().unwrap().to_owned(), of(f))).collect()
+}
+
+fn restore(p: &Protected, id: &str, name: &str) -> PathBuf {
+    let pgdata = p.scene.path().join(name);
+    let space = p.scene.path().join(format!("{name}-space"));
+    let mut arguments = vec!["-q".to_owned(), "restore".into(), "--to=immediate".into(), format!("--backup={id}")];
+    arguments.extend([format!("--pgdata={}", pgdata.display()), "--yes".into()]);
+    if p.scene.path().join("space").exists() {
+        arguments.push(format!("--map={}={}", p.scene.path().join("space").display(), space.display()));
+    }
+    p.walden(arguments).expect_code(0);
+    let verify = p.cluster.installation().program("pg_verifybackup");
+    run(p.cluster.owner().command(verify).arg("-n").arg(&pgdata)).expect_code(0);
+    pgdata
+}
+
+/// The relation files of a data directory.
+fn relations(pgdata: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders: Vec<PathBuf> = ["base", "global", "pg_tblspc"].map(PathBuf::from).into();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(pgdata.join(&folder)).unwrap() {
+            let path = folder.join(entry.unwrap().file_name());
+            let name = path.file_name().unwrap().to_str().unwrap();
+            // Links of tablespaces are followed.
+            if fs::metadata(pgdata.join(&path)).unwrap().is_dir() {
+                if name != "pgsql_tmp" {
+                    folders.push(path);
+                }
+            } else if name != "pg_control" && !name.starts_with("pg_internal.init") {
+                let content = fs::read(pgdata.join(&path)).unwrap();
+                found.insert(path, content);
+            }
+        }
+    }
+    found
+}
+
+/// Takes a backup of a server that rests, restores it, and holds each relation's file against the server's own.
+fn backup_and_compare(p: &Protected, folder: &Path) -> String {
+    let id = p.backup();
+    let pgdata = restore(p, &id, "compared");
+    let (ours, theirs) = (relations(&pgdata), relations(p.cluster.pgdata()));
+    assert!(theirs.len() > 200);
+    let names = |files: &BTreeMap<PathBuf, Vec<u8>>| files.keys().cloned().collect::<BTreeSet<_>>();
+    assert_eq!(names(&ours), names(&theirs));
+    for (path, content) in &theirs {
+        assert!(ours[path] == *content, "{} differs in backup {id}", path.display());
+    }
+    fs::remove_dir_all(&pgdata).unwrap();
+    let _ = fs::remove_dir_all(p.scene.path().join("compared-space"));
+    // What is listed as referred to is what the manifest points into.
+    let used: BTreeSet<String> = layers(&manifest(folder, &id)).into_values().flatten().map(|(of, _)| of).collect();
+    let mut told: BTreeSet<String> = document(folder, &id)["references"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r.as_str().unwrap().to_owned())
+        .collect();
+    told.insert(id.clone());
+    assert_eq!(used, told);
+    id
+}
+
+fn quiet(installation: &walden_testkit::postgres::Installation) -> Protected {
+    Protected::new(installation, Place::Directory, |b| b.setting("autovacuum", "off"))
+}
+
+#[test]
+fn whatever_happens_in_between_each_backup_is_the_cluster() {
+    for_each_version(|installation| {
+        let p = quiet(installation);
+        let folder = backups(&p);
+        let space = p.scene.folder("space");
+        p.cluster.psql(&format!("create tablespace apart location '{}'", space.display()));
+        p.cluster.psql("create table t as select n, repeat('x', 100) as text from generate_series(1, 60000) as n");
+        p.cluster.psql("create index on t (n)");
+        p.cluster.psql("create table small as select generate_series(1, 100) as n");
+        let first = backup_and_compare(&p, &folder);
+        let table = p.cluster.psql("select pg_relation_filepath('t')");
+
+        // Nothing has changed.
+        let second = backup_and_compare(&p, &folder);
+        let (whole, nothing) = (document(&folder, &first), document(&folder, &second));
+        let stored = |document: &Value| document["stored"].as_u64().unwrap();
+        assert!(stored(&nothing) * 5 < stored(&whole), "{} and {}", stored(&nothing), stored(&whole));
+        assert_eq!(nothing["references"], serde_json::json!([first]));
+        assert_eq!(layers(&manifest(&folder, &second))[&table], [(first.clone(), "whole".to_owned())]);
+
+        // Some blocks have.
+        p.cluster.psql("update t set text = 'changed' where n % 6000 = 7");
+        let third = backup_and_compare(&p, &folder);
+        let kinds = layers(&manifest(&folder, &third))[&table].clone();
+        assert_eq!(kinds, [(first, "whole".to_owned()), (third, "incremental".to_owned())]);
+
+        let steps: &[&[&str]] = &[
+            // Truncation by vacuum, and growth over it.
+            &["delete from t where n > 30000", "vacuum t"],
+            &["insert into t select n, 'again' from generate_series(60001, 120000) as n"],
+            // A file number that is used by something else: what was there is gone.
+            &["vacuum full t"],
+            &["truncate small", "insert into small select generate_series(1, 50000)"],
+            &["drop table small", "create table small as select generate_series(1, 60000) as n"],
+            // A tablespace and back.
+            &["alter table t set tablespace apart"],
+            &["update t set text = 'there' where n < 100", "alter table t set tablespace pg_default"],
+            &["create table apart (t text) tablespace apart", "insert into apart values ('x')"],
+            &["create database copy template template0", "create database other template postgres"],
+            &["drop database copy", "reindex table t"],
+        ];
+        for step in steps {
+            for sql in *step {
+                p.cluster.psql(sql);
+            }
+            let _ = backup_and_compare(&p, &folder);
+        }
+        if installation.major >= 15 {
+            p.cluster.psql("create database filed template other strategy file_copy");
+            let _ = backup_and_compare(&p, &folder);
+        }
+    });
+}
+
+/// What no manifest that is left points into goes, as an expiry would have it.
+fn delete(folder: &Path, id: &str) {
+    for name in ["backup-1.json", "manifest-1.json.zst"] {
+        fs::remove_file(folder.join(id).join(name)).unwrap();
+    }
+    let mut kept = BTreeSet::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if folder.join(&name).join("backup-1.json").exists() {
+            for part in manifest(folder, &name)["parts"].as_array().unwrap() {
+                kept.insert((part["backup"].as_str().unwrap().to_owned(), part["number"].as_u64().unwrap()));
+            }
+        }
+    }
+    for entry in fs::read_dir(folder.join(id)).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let number = name.strip_prefix("part-").and_then(|n| n.strip_suffix(".tar.zst")).map(|n| n.parse().unwrap());
+        if number.is_some_and(|number| !kept.contains(&(id.to_owned(), number))) {
+            fs::remove_file(path).unwrap();
+        }
+    }
+}
+
+#[test]
+fn any_backup_can_go_and_the_others_stay_whole() {
+    let p = quiet(any());
+    let folder = backups(&p);
+    p.cluster.psql("create table t as select n, repeat('x', 100) as text from generate_series(1, 40000) as n");
+    let mut rng = fastrand::Rng::with_seed(4);
+    let mut taken: Vec<(String, String)> = Vec::new();
+    for round in 0..14 {
+        let of = rng.u32(50..4000);
+        p.cluster.psql(&format!("update t set text = 'round {round}' where n % 4001 = {of}"));
+        let sum = p.cluster.psql("select md5(string_agg(t::text, ',' order by n)) from t");
+        taken.push((p.backup(), sum));
+        if round % 3 == 2 {
+            let gone = taken.remove(rng.usize(0..taken.len() - 1));
+            delete(&folder, &gone.0);
+        }
+    }
+    for (index, (id, sum)) in taken.iter().enumerate() {
+        let copy = started(&p, id, "immediate", &format!("copy-{index}"), &[]);
+        assert_eq!(copy.psql("select md5(string_agg(t::text, ',' order by n)) from t"), *sum, "backup {id}");
+        let amcheck = p.cluster.installation().program("pg_amcheck");
+        let checked = run(p
+            .cluster
+            .owner()
+            .command(amcheck)
+            .args(["--install-missing", "--heapallindexed", "-d"])
+            .arg(copy.conninfo()));
+        assert!(checked.ok().is_empty(), "{checked}");
+    }
+}
+
+/// A started copy that was promoted.
+fn started(p: &Protected, id: &str, to: &str, name: &str, more: &[&str]) -> Cluster {
+    let pgdata = p.scene.path().join(name);
+    let (backup, sockets) = (format!("--backup={id}"), p.scene.folder(&format!("{name}-sockets")));
+    let sockets = format!("--set=unix_socket_directories={}", sockets.display());
+    let mut arguments =
+        vec!["-q", "restore", "--to", to, "--yes", "--start", "--then=promote", "--set=listen_addresses="];
+    arguments.extend(["--pgdata", pgdata.to_str().unwrap(), &backup, &sockets]);
+    arguments.extend(more);
+    p.walden(arguments).expect_code(0);
+    Cluster::attach(&pgdata, p.cluster.installation())
+}
+
+#[test]
+fn an_abandoned_branch_is_no_ancestor() {
+    for_each_version(|installation| {
+        let p = quiet(installation);
+        let folder = backups(&p);
+        p.cluster.psql("create table t as select n, repeat('x', 100) as text from generate_series(1, 40000) as n");
+        let common = p.backup();
+        p.cluster.psql("update t set text = 'before' where n % 400 = 0");
+        p.cluster.psql("select pg_create_restore_point('fork')");
+        p.cluster.psql("update t set text = 'abandoned' where n % 400 = 1");
+        let abandoned = p.backup();
+        p.archive();
+        let copy = started(&p, &common, "name:fork", "copy", &[]);
+        copy.psql("update t set text = 'kept' where n % 400 = 2");
+        p.walden(["adopt", "--pgdata", copy.pgdata().to_str().unwrap()]).expect_code(0);
+        let mut taken = p.command(["-q", "backup"]);
+        taken.env("WALDEN_CLUSTER_MAIN_PGDATA", copy.pgdata()).env("WALDEN_CLUSTER_MAIN_CONNECTION", copy.conninfo());
+        let id = run(&mut taken).ok().to_owned();
+        let used: BTreeSet<String> =
+            layers(&manifest(&folder, &id)).into_values().flatten().map(|(backup, _)| backup).collect();
+        assert!(used.contains(&common) && !used.contains(&abandoned), "{used:?}");
+        let sum = "select md5(string_agg(t::text, ',' order by n)) from t";
+        let expected = copy.psql(sum);
+        assert_eq!(started(&p, &id, "immediate", "again", &[]).psql(sum), expected);
+    });
+}
+
+#[test]
+fn a_file_that_was_written_is_found_out_though_its_time_was_set_back() {
+    let p = quiet(any());
+    let folder = backups(&p);
+    p.cluster.psql("create table t as select n, repeat('x', 100) as text from generate_series(1, 20000) as n");
+    let _ = backup_and_compare(&p, &folder);
+    let path = p.cluster.pgdata().join(p.cluster.psql("select pg_relation_filepath('t')"));
+    let before = fs::metadata(&path).unwrap();
+    p.cluster.psql("update t set text = repeat('y', 100) where n = 5");
+    p.cluster.psql("checkpoint");
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_modified(before.modified().unwrap()).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().mtime_nsec(), before.mtime_nsec());
+    let _ = backup_and_compare(&p, &folder);
+}
