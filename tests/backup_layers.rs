@@ -271,3 +271,34 @@ fn a_file_that_was_written_is_found_out_though_its_time_was_set_back() {
     assert_eq!(fs::metadata(&path).unwrap().mtime_nsec(), before.mtime_nsec());
     let _ = backup_and_compare(&p, &folder);
 }
+
+#[test]
+fn what_a_killed_backup_has_stored_is_not_stored_again() {
+    let p = quiet(any());
+    let folder = backups(&p);
+    // Two files past the length at which a part closes would take long; the last part of a thread counts, too, when the
+    // kill comes after it was put.
+    p.cluster.psql(
+        "create table t as select n, md5(n::text) || repeat('x', 400) as text from generate_series(1, 700000) as n",
+    );
+    p.cluster.psql("vacuum freeze t; checkpoint");
+    let mut slow = p.command(["-q", "backup"]);
+    slow.env("WALDEN_BACKUP_RATE_LIMIT", "100MB").env("WALDEN_BACKUP_PARALLEL", "1");
+    let mut slow = slow.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let attempt = loop {
+        let parts = fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        if let Some(attempt) = parts.into_iter().find(|path| path.join("part-00001.tar.zst").exists()) {
+            break attempt;
+        }
+        assert!(slow.try_wait().unwrap().is_none(), "it ended before its first part was there");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    };
+    slow.kill().unwrap();
+    slow.wait().unwrap();
+    assert!(!attempt.join("backup-1.json").exists());
+    let stored = fs::metadata(attempt.join("part-00001.tar.zst")).unwrap().len();
+    let id = backup_and_compare(&p, &folder);
+    let attempt = attempt.file_name().unwrap().to_str().unwrap().to_owned();
+    assert_eq!(document(&folder, &id)["references"], serde_json::json!([attempt]));
+    assert!(document(&folder, &id)["stored"].as_u64().unwrap() < stored);
+}

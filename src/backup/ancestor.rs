@@ -2,35 +2,43 @@
 //!
 //! Its start and stop lie on the history of the server's timeline, before each fork: of a backup from an abandoned
 //! branch nothing is taken. A file is the same only when its file system says so in every way and it was last written
-//! before the ancestor began to read; all else is compared by content, block by block where there is a map of them.
+//! before the ancestor began to read. All else is compared by content, block by block where there is a map of them.
+//! What was stored by an attempt that was killed serves in the same way.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     fs::Metadata,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
+use futures_util::{StreamExt, stream};
 use tokio::runtime::Handle;
 
 use super::origin;
 use crate::{
     error::Result,
     postgres::TimelineHistory,
-    repository::{BackupDocument, BackupId, File, Hashed, Layer, LayerBlocks, Origin, Part, PartIndex, System},
+    repository::{
+        BackupDocument, BackupId, BadPage, File, Hashed, IntentDocument, Layer, LayerBlocks, Origin, Part, PartIndex,
+        System,
+    },
     seal::BlockMap,
 };
 
 /// Indexes of parts that are kept in memory; each is a few megabytes at most.
 const INDEXES: usize = 8;
+/// Indexes that are read at a time.
+const AT_ONCE: usize = 16;
 
 /// A backup to compare with.
 pub struct Ancestor {
     system: System,
     block_size: u32,
-    /// Where its files were read, when that was this host.
-    origin: Option<Origin>,
-    files: HashMap<PathBuf, File>,
+    /// Where its files were read, of each reading that was on this host.
+    origins: Vec<Origin>,
+    /// With the number of the reading that each is from.
+    files: HashMap<PathBuf, (Option<usize>, File)>,
     parts: HashMap<(BackupId, u32), Part>,
     bad: HashMap<String, Vec<u32>>,
     indexes: Mutex<VecDeque<((BackupId, u32), Arc<PartIndex>)>>,
@@ -51,18 +59,32 @@ pub struct Known {
     pub layer: Vec<usize>,
 }
 
-/// Finds the newest backup that lies on `history`, and whose parts are there. `here` is where the new backup reads.
-pub async fn find(system: &System, history: &TimelineHistory, here: &Origin) -> Result<Option<Ancestor>> {
-    for document in system.backups().await?.into_iter().rev() {
-        if !is_on(history, &document) {
-            continue;
-        }
-        match Ancestor::open(system, &document, here).await {
-            Ok(ancestor) => return Ok(Some(ancestor)),
+/// Finds the newest backup that lies on `history`, and whose parts are there, with what attempts after it have stored.
+/// `here` is where the new backup reads.
+pub async fn find(
+    system: &System,
+    history: &TimelineHistory,
+    here: &Origin,
+    block_size: u32,
+) -> Result<Option<Ancestor>> {
+    let mut ancestor = Ancestor::nothing(system, block_size);
+    let mut newest = None;
+    for document in system.backups().await?.into_iter().rev().filter(|document| is_on(history, document)) {
+        match ancestor.backup(&document, here).await {
+            Ok(()) => {
+                newest = Some(document.id);
+                break;
+            }
             Err(error) => tracing::warn!("backup {} is not compared with: {error}", document.id),
         }
     }
-    Ok(None)
+    for attempt in system.attempts(newest).await? {
+        let same = attempt.timeline == history.timeline && attempt.origin.host == here.host;
+        if same && attempt.block_size == block_size {
+            ancestor.attempt(attempt).await?;
+        }
+    }
+    Ok((!ancestor.files.is_empty()).then_some(ancestor))
 }
 
 fn is_on(history: &TimelineHistory, backup: &BackupDocument) -> bool {
@@ -70,35 +92,85 @@ fn is_on(history: &TimelineHistory, backup: &BackupDocument) -> bool {
 }
 
 impl Ancestor {
-    async fn open(system: &System, document: &BackupDocument, here: &Origin) -> Result<Self> {
-        let manifest = system.manifest(document).await?;
-        let there = parts_there(system, manifest.parts.iter().map(|p| p.backup)).await?;
-        let parts: HashMap<_, _> = manifest
-            .parts
-            .into_iter()
-            .filter(|part| there.get(&(part.backup, part.number)) == Some(&part.length))
-            .map(|part| ((part.backup, part.number), part))
-            .collect();
-        let is_there = |file: &File| file.layers.iter().all(|l| parts.contains_key(&(l.backup, l.part)));
-        let files = manifest.files.into_iter().filter(is_there).map(|file| (file.path.clone(), file)).collect();
-        let mut bad: HashMap<String, Vec<u32>> = HashMap::new();
-        for page in &document.bad_pages {
-            bad.entry(page.path.clone()).or_default().push(page.block);
-        }
-        Ok(Self {
+    fn nothing(system: &System, block_size: u32) -> Self {
+        Self {
             system: system.clone(),
-            block_size: manifest.block_size,
-            origin: manifest.origin.filter(|origin| origin.host == here.host),
-            files,
-            parts,
-            bad,
+            block_size,
+            origins: Vec::new(),
+            files: HashMap::new(),
+            parts: HashMap::new(),
+            bad: HashMap::new(),
             indexes: Mutex::default(),
-        })
+        }
+    }
+
+    async fn backup(&mut self, document: &BackupDocument, here: &Origin) -> Result<()> {
+        let manifest = self.system.manifest(document).await?;
+        let there = self.system.parts_there(manifest.parts.iter().map(|p| p.backup)).await?;
+        let parts = manifest.parts.into_iter();
+        let parts = parts.filter(|part| there.get(&(part.backup, part.number)) == Some(&part.length));
+        self.parts.extend(parts.map(|part| ((part.backup, part.number), part)));
+        let origin = manifest.origin.filter(|origin| origin.host == here.host).map(|origin| self.reading(origin));
+        self.take(origin, manifest.files, &document.bad_pages);
+        Ok(())
+    }
+
+    /// Takes in what a backup had stored that never came to be.
+    async fn attempt(&mut self, attempt: IntentDocument) -> Result<()> {
+        let there = self.system.parts_there([attempt.id].into_iter()).await?;
+        let origin = self.reading(attempt.origin);
+        let system = &self.system;
+        let mut found =
+            stream::iter(there)
+                .map(|((backup, number), length)| async move {
+                    (number, system.unlisted_part(backup, number, length).await)
+                })
+                .buffer_unordered(AT_ONCE);
+        let mut indexes = Vec::new();
+        while let Some((number, read)) = found.next().await {
+            match read {
+                Ok(Some((part, index))) => indexes.push((part, index.files, index.bad_pages)),
+                Ok(None) => {}
+                Err(error) => tracing::warn!("part {number} of attempt {} is not used: {error}", attempt.id),
+            }
+        }
+        drop(found);
+        for (part, files, bad) in indexes {
+            self.parts.insert((part.backup, part.number), part);
+            self.take(Some(origin), files, &bad);
+        }
+        Ok(())
+    }
+
+    fn reading(&mut self, origin: Origin) -> usize {
+        self.origins.push(origin);
+        self.origins.len() - 1
+    }
+
+    /// Takes in files whose parts are all there, in place of what was known of them.
+    fn take(&mut self, origin: Option<usize>, files: Vec<File>, bad_pages: &[BadPage]) {
+        for file in files {
+            if file.layers.iter().all(|l| self.parts.contains_key(&(l.backup, l.part))) {
+                if let Some(path) = file.path.to_str() {
+                    self.bad.remove(path);
+                }
+                self.files.insert(file.path.clone(), (origin, file));
+            }
+        }
+        for page in bad_pages {
+            self.bad.entry(page.path.clone()).or_default().push(page.block);
+        }
+    }
+
+    /// The backups that its files lie in.
+    pub fn references(&self) -> Vec<BackupId> {
+        let all: BTreeSet<_> = self.parts.keys().map(|(backup, _)| *backup).collect();
+        all.into_iter().collect()
     }
 
     /// The file of that path.
     pub fn file(&self, path: &Path) -> Option<&File> {
-        self.files.get(path)
+        self.files.get(path).map(|(_, file)| file)
     }
 
     /// The pages of that file that were wrong then.
@@ -108,9 +180,9 @@ impl Ancestor {
 
     /// The file of that path, when the file system proves that it is still the same.
     pub fn unchanged(&self, path: &Path, now: &Metadata) -> Option<&File> {
-        let file = self.file(path)?;
+        let (reading, file) = self.files.get(path)?;
         let (then, stat) = (file.stat?, origin::stat(now));
-        let device = self.origin.as_ref()?.file_systems.iter().find(|f| f.device == stat.device)?;
+        let device = self.origins.get((*reading)?)?.file_systems.iter().find(|f| f.device == stat.device)?;
         let same = then == stat && file.size == now.len() && file.mtime == origin::mtime(now);
         (same && file.mtime < device.began && stat.ctime < device.began).then_some(file)
     }
@@ -181,23 +253,6 @@ fn merge(count: usize, block_size: usize, layers: &[LayerBlocks]) -> Known {
         }
     }
     known
-}
-
-/// The parts of these backups that are in the repository, with their lengths in bytes.
-async fn parts_there(
-    system: &System,
-    backups: impl Iterator<Item = BackupId>,
-) -> Result<HashMap<(BackupId, u32), u64>> {
-    let mut there = HashMap::new();
-    for backup in backups.collect::<HashSet<_>>() {
-        let folder = system.folder.backup(backup);
-        for object in crate::store::list_all(&*system.store, &folder).await? {
-            if let Some(number) = system.folder.part_number(backup, &object.key) {
-                there.insert((backup, number), object.length);
-            }
-        }
-    }
-    Ok(there)
 }
 
 #[cfg(test)]

@@ -180,15 +180,17 @@ impl Taking {
             self.left_out.push(ManifestFile { path, size, crc32c });
             return Ok(());
         };
-        self.haul.bad.extend(proof.bad.iter().map(|b| BadPage { path: path.display().to_string(), block: *b }));
+        let bad = proof.bad.iter().map(|b| BadPage { path: path.display().to_string(), block: *b });
+        let bad: Vec<BadPage> = bad.collect();
         let layers = if size == 0 { Vec::new() } else { vec![layer] };
         let blake3 = Blake3::from(&proof.hasher);
         let Attributes { mode, mtime } = attributes;
         let (hashed, stat) = (Hashed::Content, None);
         let file = File { path, size, mtime, mode, blake3, hashed, crc32c, stat, layers };
         if let Some(part) = &mut part {
-            self.haul.files.push(part.record(file, None));
+            self.haul.files.push(part.record(file, None, &bad));
         }
+        self.haul.bad.extend(bad);
         match part {
             Some(part) if part.content() >= PART_CONTENT => self.haul.parts.push(part.finish()?),
             part => self.part = part,

@@ -25,7 +25,9 @@ use crate::{
         datadir::{self, Rules, Walk},
         sql::{BackupStop, ServerFacts, Session},
     },
-    repository::{BackupId, ClusterName, Directory, Incarnation, Origin, System, Tablespace, join},
+    repository::{
+        BackupId, ClusterName, Directory, FORMAT, Incarnation, IntentDocument, Origin, System, Tablespace, join,
+    },
     store::Store,
 };
 
@@ -76,6 +78,7 @@ impl Driver<'_> {
         let id = new_id(self.system, self.around).await?;
         let origin = self.origin().await?;
         let ancestor = self.ancestor(&origin).await?;
+        self.intend(id, &origin, ancestor.as_deref()).await?;
         self.around.progress.start("waiting for the checkpoint", None);
         let started = self.around.clock.now();
         let start = session.backup_start(&self.request.label_for(id), true).await?;
@@ -153,7 +156,20 @@ impl Driver<'_> {
             },
             history => history?,
         };
-        Ok(ancestor::find(self.system, &history, origin).await?.map(Arc::new))
+        Ok(ancestor::find(self.system, &history, origin, self.control.block_size).await?.map(Arc::new))
+    }
+
+    async fn intend(&self, id: BackupId, origin: &Origin, ancestor: Option<&Ancestor>) -> Result<()> {
+        let intent = IntentDocument {
+            format: FORMAT,
+            id,
+            timeline: self.facts.timeline,
+            begun: self.around.clock.now(),
+            block_size: self.control.block_size,
+            origin: origin.clone(),
+            references: ancestor.map_or_else(Vec::new, Ancestor::references),
+        };
+        self.system.intend(&intent).await
     }
 
     /// The history as it lies in the data directory.

@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use crate::{
     error::{Error, Result},
     postgres::incremental::{IncrementalHeader, incremental_path},
-    repository::{BackupId, File, Layer, LayerBlocks, LayerKind, Part, PartIndex, System},
+    repository::{BackupId, BadPage, File, Layer, LayerBlocks, LayerKind, Part, PartIndex, System},
     seal::{Blake3, FRAME_CONTENT, FrameSize, FrameWriter, index_frame},
     store::{Put, bridge},
 };
@@ -124,11 +124,12 @@ impl PartWriter {
 
     /// Notes a file that was stored here in the index, with the blocks of its newest layer when they are known; gives
     /// it back with the place of these.
-    pub fn record(&mut self, mut file: File, blocks: Option<&LayerBlocks>) -> File {
+    pub fn record(&mut self, mut file: File, blocks: Option<&LayerBlocks>, bad: &[BadPage]) -> File {
         if let (Some(layer), Some(blocks)) = (file.layers.last_mut(), blocks) {
             layer.map = Some(self.index.add(blocks));
         }
         self.index.files.push(file.clone());
+        self.index.bad_pages.extend_from_slice(bad);
         file
     }
 
@@ -154,12 +155,13 @@ impl PartWriter {
     /// Ends the archive and makes the part appear in the repository.
     pub fn finish(mut self) -> Result<Part> {
         self.frames.write_all(&[0; 2 * BLOCK as usize]).map_err(failed)?;
-        let index = index_frame(&self.index.to_bytes()?, self.level).map_err(failed)?;
         let (mut out, mut frames, _) = self.frames.finish().map_err(failed)?;
+        let blake3 = Blake3::from(&out.hasher);
+        let index = index_frame(&self.index.into_bytes(blake3)?, self.level).map_err(failed)?;
         frames.push(FrameSize { stored: index.len() as u32, content: 0 });
         out.write_all(&index).map_err(failed)?;
         out.write_all(&frames.to_bytes()).map_err(failed)?;
-        let (length, blake3) = (out.length, Blake3::from(&out.hasher));
+        let length = out.length;
         match out.inner.finish()? {
             Put::Created => Ok(Part { backup: self.backup, number: self.number, length, blake3, frames }),
             Put::Exists => Err(Error::refused(format!(

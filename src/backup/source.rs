@@ -212,8 +212,8 @@ impl Opened {
         blocks: Option<&LayerBlocks>,
         bad: &[u32],
     ) -> Stored {
-        let file = part.record(self.file(found), blocks);
-        Stored { file, bad: bad_pages(&self.path, bad) }
+        let bad = bad_pages(&self.path, bad);
+        Stored { file: part.record(self.file(found), blocks, &bad), bad }
     }
 }
 
@@ -241,7 +241,7 @@ pub fn store_bytes(
         stat: None,
         layers: if bytes.is_empty() { Vec::new() } else { vec![layer] },
     };
-    Ok(part.record(file, None))
+    Ok(part.record(file, None, &[]))
 }
 
 /// Reads a file from its start to the end that it had when it was opened.

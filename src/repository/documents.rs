@@ -5,7 +5,10 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::names::{BackupId, ClusterName, Incarnation};
+use super::{
+    manifest::Origin,
+    names::{BackupId, ClusterName, Incarnation},
+};
 use crate::{
     error::{Error, Result},
     postgres::{Lsn, RequiredSettings, SegmentName, SegmentSize, TimelineId, Version},
@@ -140,6 +143,26 @@ pub struct BackupDocument {
     pub host: String,
     /// The version of Walden that took it.
     pub walden: String,
+}
+
+/// `intent-1.json`: a backup that has begun, and which others it may refer to. Written before its first part; what it
+/// says of the reading lets a later backup use the parts of one that was killed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntentDocument {
+    /// The format of the backup.
+    pub format: u32,
+    /// Its id.
+    pub id: BackupId,
+    /// The timeline it is taken on.
+    pub timeline: TimelineId,
+    /// When it was begun.
+    pub begun: DateTime<Utc>,
+    /// The size of a page in bytes.
+    pub block_size: u32,
+    /// Where the files are read.
+    pub origin: Origin,
+    /// The backups whose parts it may come to need.
+    pub references: Vec<BackupId>,
 }
 
 /// A document as it is stored: JSON that people can read, with a line feed at its end.

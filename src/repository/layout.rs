@@ -104,6 +104,11 @@ impl SystemFolder {
         Key::new(format!("{}backup-{number}.json", self.backup(id)))
     }
 
+    /// The document that says that a backup has begun.
+    pub fn intent(&self, id: BackupId) -> Result<Key> {
+        Key::new(format!("{}intent-1.json", self.backup(id)))
+    }
+
     /// The list of everything in a backup, in its `number`th version.
     pub fn manifest(&self, id: BackupId, number: u32) -> Result<Key> {
         Key::new(format!("{}manifest-{number}.json.zst", self.backup(id)))

@@ -83,7 +83,7 @@ pub struct Part {
     pub number: u32,
     /// The length of the object in bytes, its seek table included.
     pub length: u64,
-    /// BLAKE3 of the object as it would be without encryption.
+    /// BLAKE3 of the object up to its index, as it would be without encryption.
     pub blake3: Blake3,
     /// Its frames: `[stored, content]` in bytes each.
     pub frames: SeekTable,

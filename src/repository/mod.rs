@@ -16,10 +16,16 @@ pub mod summaries;
 mod unheaded;
 pub mod wal_object;
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::ControlFlow,
+    sync::Arc,
+};
 
 pub use catalogue::{CatalogueEntry, CatalogueWriter};
-pub use documents::{BackupDocument, BadPage, FORMAT, PartSummary, RepositoryDocument, SystemDocument, Tablespace};
+pub use documents::{
+    BackupDocument, BadPage, FORMAT, IntentDocument, PartSummary, RepositoryDocument, SystemDocument, Tablespace,
+};
 pub use layout::{REPOSITORY, SystemFolder, segment_of};
 pub use manifest::{Directory, File, FileStat, FileSystem, Hashed, Layer, LayerKind, LayerMap, Manifest, Origin, Part};
 pub use names::{BackupId, ClusterName, Incarnation};
@@ -166,6 +172,45 @@ impl System {
             Put::Created => Ok(()),
             Put::Exists => Err(Error::refused(format!("{key} is there already: another program wrote this backup"))),
         }
+    }
+
+    /// Says that a backup has begun, before it refers to any other.
+    pub async fn intend(&self, intent: &IntentDocument) -> Result<()> {
+        let key = self.folder.intent(intent.id)?;
+        match self.store.put(&key, documents::to_bytes(intent)?.into()).await? {
+            Put::Created => Ok(()),
+            Put::Exists => Err(Error::refused(format!("{key} is there already: another program writes this backup"))),
+        }
+    }
+
+    /// What was said of backups that began after `after` and do not exist, oldest first.
+    pub async fn attempts(&self, after: Option<BackupId>) -> Result<Vec<IntentDocument>> {
+        let mut attempts = Vec::new();
+        for name in self.store.folders(&self.folder.backups()).await? {
+            let Ok(id) = name.parse::<BackupId>() else { continue };
+            if after.is_some_and(|after| id <= after) || self.newest_document(id).await?.is_some() {
+                continue;
+            }
+            match document(&*self.store, &self.folder.intent(id)?).await {
+                Ok(intent) => attempts.push(intent),
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(attempts)
+    }
+
+    /// The parts that lie in the folders of these backups, with the lengths of the objects in bytes.
+    pub async fn parts_there(&self, backups: impl Iterator<Item = BackupId>) -> Result<HashMap<(BackupId, u32), u64>> {
+        let mut there = HashMap::new();
+        for backup in backups.collect::<HashSet<_>>() {
+            for object in store::list_all(&*self.store, &self.folder.backup(backup)).await? {
+                if let Some(number) = self.folder.part_number(backup, &object.key) {
+                    there.insert((backup, number), object.length);
+                }
+            }
+        }
+        Ok(there)
     }
 
     /// Writes a manifest; gives back the BLAKE3 of its content and the length of the object.

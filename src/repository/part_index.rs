@@ -5,11 +5,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     System,
+    documents::BadPage,
     manifest::{File, Layer, LayerKind, LayerMap, Part},
+    names::BackupId,
 };
 use crate::{
     error::{Error, Kind, Result},
-    seal::{BlockHash, BlockMap, read_index_frame},
+    seal::{Blake3, BlockHash, BlockMap, SeekTable, read_index_frame},
     store,
 };
 
@@ -17,17 +19,25 @@ use crate::{
 /// each of them.
 const LIMIT: usize = 256 << 20;
 
+/// The end of a part that is read first when nothing is known of it, in bytes.
+const TAIL: u64 = 64 << 10;
+
 /// What a part holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PartIndex {
     /// The files that were stored in it, as the manifest has them.
     pub files: Vec<File>,
+    /// Their pages whose checksums were wrong.
+    pub bad_pages: Vec<BadPage>,
     maps: Vec<u8>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Header {
+    blake3: Blake3,
     files: Vec<File>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    bad_pages: Vec<BadPage>,
 }
 
 /// The blocks of one layer.
@@ -73,9 +83,10 @@ impl PartIndex {
         }))
     }
 
-    /// As it is stored: the length of the JSON in four bytes, little-endian; the JSON; the maps.
-    pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let json = serde_json::to_vec(&Header { files: self.files.clone() })
+    /// As it is stored: the length of the JSON in four bytes, little-endian; the JSON; the maps. `blake3` is that of
+    /// the part up to here.
+    pub fn into_bytes(self, blake3: Blake3) -> Result<Vec<u8>> {
+        let json = serde_json::to_vec(&Header { blake3, files: self.files, bad_pages: self.bad_pages })
             .map_err(|e| Error::internal("write the index of a part").source(e))?;
         let length = u32::try_from(json.len()).map_err(|e| Error::internal("an index of over 4 GiB").source(e))?;
         let mut bytes = Vec::with_capacity(4 + json.len() + self.maps.len());
@@ -85,13 +96,13 @@ impl PartIndex {
         Ok(bytes)
     }
 
-    /// Reads what [`PartIndex::to_bytes`] has written.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+    /// Reads what [`PartIndex::into_bytes`] has written.
+    pub fn from_bytes(bytes: &[u8]) -> Result<(Self, Blake3)> {
         let (length, rest) = bytes.split_first_chunk::<4>().ok_or_else(short)?;
         let (json, maps) = rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or_else(short)?;
-        let Header { files } =
+        let Header { blake3, files, bad_pages } =
             serde_json::from_slice(json).map_err(|e| Error::damaged("the index of a part cannot be read").source(e))?;
-        Ok(Self { files, maps: maps.to_vec() })
+        Ok((Self { files, bad_pages, maps: maps.to_vec() }, blake3))
     }
 }
 
@@ -106,12 +117,31 @@ impl System {
         let key = self.folder.part(part.backup, part.number)?;
         let read = async {
             let frame = store::read_range(&*self.store, &key, range).await?;
-            PartIndex::from_bytes(&read_index_frame(&frame, LIMIT)?)
+            Ok(PartIndex::from_bytes(&read_index_frame(&frame, LIMIT)?)?.0)
         };
         read.await.map(Some).map_err(|e: Error| match e.kind() {
             Kind::NotFound => Error::damaged(format!("{key} is missing")),
             _ => e.context(key),
         })
+    }
+
+    /// A part of which only the length of its object is known, and its index. `None` where it has none.
+    pub async fn unlisted_part(&self, backup: BackupId, number: u32, length: u64) -> Result<Option<(Part, PartIndex)>> {
+        let key = self.folder.part(backup, number)?;
+        // Room for the table of a part of many small frames.
+        let mut tail = length.min(TAIL);
+        let frames = loop {
+            let bytes = store::read_range(&*self.store, &key, length - tail..length).await?;
+            match SeekTable::from_tail(&bytes) {
+                Err(_) if tail < length => tail = length.min(tail * 16),
+                table => break table.map_err(|e| e.context(&key))?,
+            }
+        };
+        let Some(range) = frames.index() else { return Ok(None) };
+        let frame = store::read_range(&*self.store, &key, range).await?;
+        let read = read_index_frame(&frame, LIMIT).and_then(|bytes| PartIndex::from_bytes(&bytes));
+        let (index, blake3) = read.map_err(|e| e.context(&key))?;
+        Ok(Some((Part { backup, number, length, blake3, frames }, index)))
     }
 }
 
@@ -128,7 +158,8 @@ mod tests {
         let layer = |kind, map| Layer { backup, part: 1, offset: 512, length: 5, kind, map };
         let first = layer(LayerKind::Whole, Some(index.add(&whole)));
         let second = layer(LayerKind::Incremental, Some(index.add(&changed)));
-        let index = PartIndex::from_bytes(&index.to_bytes().unwrap()).unwrap();
+        let (index, blake3) = PartIndex::from_bytes(&index.into_bytes(crate::seal::blake3(b"part")).unwrap()).unwrap();
+        assert_eq!(blake3, crate::seal::blake3(b"part"));
         assert_eq!(index.blocks(&first).unwrap(), Some(whole));
         assert_eq!(index.blocks(&second).unwrap(), Some(changed));
         assert_eq!(index.blocks(&layer(LayerKind::Whole, None)).unwrap(), None);
