@@ -31,6 +31,9 @@ const INDEXES: usize = 8;
 /// Indexes that are read at a time.
 const AT_ONCE: usize = 16;
 
+/// An index that is kept, and the part that it is of.
+type Kept = ((BackupId, u32), Arc<PartIndex>);
+
 /// A backup to compare with.
 pub struct Ancestor {
     system: System,
@@ -41,7 +44,7 @@ pub struct Ancestor {
     files: HashMap<PathBuf, (Option<usize>, File)>,
     parts: HashMap<(BackupId, u32), Part>,
     bad: HashMap<String, Vec<u32>>,
-    indexes: Mutex<VecDeque<((BackupId, u32), Arc<PartIndex>)>>,
+    indexes: Mutex<VecDeque<Kept>>,
 }
 
 impl std::fmt::Debug for Ancestor {

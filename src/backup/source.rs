@@ -135,7 +135,8 @@ pub fn store(
         stat: origin::stat(&metadata),
         pages,
     };
-    let in_blocks = into.block_size.filter(|size| opened.size >= MAPPED && opened.size % u64::from(*size) == 0);
+    let in_blocks =
+        into.block_size.filter(|size| opened.size >= MAPPED && opened.size.is_multiple_of(u64::from(*size)));
     let stored = match in_blocks {
         Some(block_size) => changes::store(&opened, block_size, &mut into, watch),
         None => whole(&opened, &mut into, watch),

@@ -51,7 +51,8 @@ impl Repository {
                 writer.cut().unwrap();
             }
             let (mut object, mut frames, _) = writer.finish().unwrap();
-            let index = index_frame(&history.indexes[&(*backup, *number)].to_bytes().unwrap(), 1).unwrap();
+            let index =
+                index_frame(&history.indexes[&(*backup, *number)].clone().into_bytes(blake3(b"")).unwrap(), 1).unwrap();
             frames.push(FrameSize { stored: index.len() as u32, content: 0 });
             object.extend(index);
             object.extend(frames.to_bytes());
