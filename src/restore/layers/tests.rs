@@ -8,9 +8,12 @@ use crate::{
     restore::testing::{BLOCK, History, Step, content, histories},
 };
 
+/// The files, and how many bytes were read of each part.
+type Restored = (Vec<Vec<u8>>, BTreeMap<PartName, usize>);
+
 /// Puts the files of one backup together; gives back what was written, and how many bytes were read of each part.
 /// Whatever is read or written twice is an error.
-fn restored(history: &History, backup: usize) -> Result<(Vec<Vec<u8>>, BTreeMap<PartName, usize>)> {
+fn restored(history: &History, backup: usize) -> Result<Restored> {
     let backup = &history.backups[backup];
     let mut files: Vec<_> = backup.iter().map(|(file, _)| Layered::new(file, BLOCK as u32).unwrap()).collect();
     let mut written: Vec<Vec<Option<u8>>> = backup.iter().map(|(_, content)| vec![None; content.len()]).collect();
