@@ -12,6 +12,7 @@ mod config;
 mod context;
 mod demo;
 pub mod exit;
+mod export;
 mod find;
 mod init;
 mod list;
@@ -137,6 +138,8 @@ enum Command {
     Restore(restore::Args),
     /// Make a restored copy the cluster: its WAL goes to the archive from now on
     Adopt(adopt::Args),
+    /// Write a backup as pg_basebackup would have: tar files with their backup_manifest
+    Export(export::Args),
     /// The archive by hand
     Wal(wal::Args),
     /// Watch a table be dropped by mistake and come back, on a server of the demo's own
@@ -161,6 +164,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<End> {
         Command::Plan(args) => plan::run(&args, context).await,
         Command::Restore(args) => restore::run(&args, context).await,
         Command::Adopt(args) => adopt::run(&args, context).await,
+        Command::Export(args) => export::run(&args, context).await,
         Command::Wal(args) => wal::run(&args, context).await,
         Command::Demo(args) => demo::run(&args, context).await,
         Command::Config(args) => config::run(&args, context),

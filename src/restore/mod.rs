@@ -8,6 +8,7 @@
 
 mod adopt;
 mod clear;
+mod export;
 mod fetch;
 mod files;
 mod layers;
@@ -28,6 +29,7 @@ mod start;
 mod testing;
 
 pub use adopt::{AdoptRequest, Adopted, adopt};
+pub use export::{Exported, export};
 pub use mark::{Mark, unfinished};
 pub use note::{Took, remember};
 pub use owner::Owner;

@@ -1,0 +1,46 @@
+//! `walden export`.
+
+use std::path::PathBuf;
+
+use super::{Context, exit::End, plan::watch};
+use crate::{
+    error::{Error, Result},
+    human,
+    repository::{BackupId, System},
+    restore,
+};
+
+/// The arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The backup, as walden list shows it
+    #[arg(long, value_name = "ID")]
+    backup: BackupId,
+    /// The folder to write to; it must be absent or empty
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+}
+
+pub async fn run(args: &Args, context: &Context) -> Result<End> {
+    let (cluster, store) = (context.cluster()?, context.store().await?);
+    let parallel = context.config()?.backup.parallel;
+    let mut found = None;
+    for system in System::all(&store, &cluster.name).await? {
+        if let Some(backup) = system.backups().await?.into_iter().find(|backup| backup.id == args.backup) {
+            found = Some((system, backup));
+        }
+    }
+    let (system, backup) = found.ok_or_else(|| {
+        Error::not_found(format!("there is no backup {} of cluster {}", args.backup, cluster.name))
+            .hint("walden list shows the backups")
+    })?;
+    let exported = restore::export(&system, &backup, &args.to, parallel, &watch(context)).await?;
+    let out = &context.output;
+    if out.json {
+        out.document(&exported);
+    } else {
+        let (to, files, size) = (exported.to.display(), exported.written.join(", "), human::size(exported.bytes));
+        out.line(format_args!("{to}: {files}; {size}"));
+    }
+    Ok(End::Done)
+}
