@@ -28,8 +28,9 @@ use crate::{
 const RUN: u64 = 64 << 20;
 /// So many bytes of files in layers are put together at a time, or one file.
 const BATCH: u64 = 256 << 20;
-/// So many of them are open at a time at most.
+/// So many of them are open at a time at most, by one thread and by all.
 const BATCH_FILES: usize = 64;
+const OPEN_FILES: usize = 512;
 
 /// What the threads share.
 #[derive(Debug)]
@@ -116,7 +117,7 @@ impl Job {
             job.place.finish(&file.path, &made, attributes(file))
         })
         .await?;
-        self.each(work(&self.manifest, &full, &mended), move |job, work| match work {
+        self.each(work(&self.manifest, &full, &mended, self.parallel), move |job, work| match work {
             Work::Run(run) => job.source.fetch(&run, |piece, from| job.receive(piece.file, from)),
             Work::Batch(files) => job.put_together(&files, &mended),
         })
@@ -126,35 +127,42 @@ impl Job {
     /// Fetches a small file into memory, proven.
     pub async fn content(self: &Arc<Self>, index: usize) -> Result<Vec<u8>> {
         let job = self.clone();
-        let content = tokio::task::spawn_blocking(move || {
-            let (file, block_size) = (&job.manifest.files[index], job.manifest.block_size);
-            let mut content = Vec::new();
-            if file.size == 0 {
-            } else if let Some(whole) = stored_whole(file, index) {
-                let mut proof = Proof::of(file, block_size);
-                for run in runs([whole], RUN) {
-                    job.source.fetch(&run, |_, from| {
-                        copy(from, file.size, |bytes| {
-                            proof.see(bytes);
-                            content.extend_from_slice(bytes);
-                            Ok(())
-                        })
-                    })?;
-                }
-                proof.check(file)?;
-            } else {
-                let mut layered = [Layered::new(file, block_size)?];
-                content.resize(file.size as usize, 0);
-                let fetch = |run: &Run, receive: &mut Receive<'_>| job.source.fetch(run, receive);
-                lay(&mut layered, fetch, |_, at, bytes| {
-                    content[at as usize..][..bytes.len()].copy_from_slice(bytes);
-                    Ok(())
-                })?;
-                layered[0].check()?;
+        let file = move || {
+            let file = &job.manifest.files[index];
+            match stored_whole(file, index) {
+                Some(piece) => job.read_whole(file, piece),
+                None if file.size == 0 => Ok(Vec::new()),
+                None => job.read_layers(file),
             }
-            Ok(content)
-        });
-        join(content.await)?
+        };
+        join(tokio::task::spawn_blocking(file).await)?
+    }
+
+    fn read_whole(&self, file: &File, piece: (PartName, Piece)) -> Result<Vec<u8>> {
+        let (mut content, mut proof) = (Vec::new(), Proof::of(file, self.manifest.block_size));
+        for run in runs([piece], RUN) {
+            self.source.fetch(&run, |_, from| {
+                copy(from, file.size, |bytes| {
+                    proof.see(bytes);
+                    content.extend_from_slice(bytes);
+                    Ok(())
+                })
+            })?;
+        }
+        proof.check(file)?;
+        Ok(content)
+    }
+
+    fn read_layers(&self, file: &File) -> Result<Vec<u8>> {
+        let mut layered = Layered::new(file, self.manifest.block_size)?;
+        let mut content = vec![0; file.size as usize];
+        let fetch = |run: &Run, receive: &mut Receive<'_>| self.source.fetch(run, receive);
+        lay(std::slice::from_mut(&mut layered), fetch, |_, at, bytes| {
+            content[at as usize..][..bytes.len()].copy_from_slice(bytes);
+            Ok(())
+        })?;
+        layered.check()?;
+        Ok(content)
     }
 
     /// Makes these files durable.
@@ -321,7 +329,7 @@ fn stored_whole(file: &File, index: usize) -> Option<(PartName, Piece)> {
 }
 
 /// Divides files into work; what is great comes first, so that the threads end together.
-fn work(manifest: &Manifest, files: &[usize], mended: &HashSet<usize>) -> Vec<Work> {
+fn work(manifest: &Manifest, files: &[usize], mended: &HashSet<usize>, threads: usize) -> Vec<Work> {
     let (mut whole, mut layered) = (Vec::new(), Vec::new());
     for index in files {
         match stored_whole(&manifest.files[*index], *index).filter(|_| !mended.contains(index)) {
@@ -332,10 +340,11 @@ fn work(manifest: &Manifest, files: &[usize], mended: &HashSet<usize>) -> Vec<Wo
     let mut work: Vec<_> = runs(whole, RUN).into_iter().map(|run| (run.span, Work::Run(run))).collect();
     // Files whose newest layers are neighbours share frames.
     layered.sort_by_key(|i| manifest.files[*i].layers.last().map(|l| (l.backup, l.part, l.offset)));
+    let most = (OPEN_FILES / threads.max(1)).clamp(1, BATCH_FILES);
     let (mut size, mut batch) = (0, Vec::new());
     for index in layered {
         let more = manifest.files[index].size;
-        if size + more > BATCH || batch.len() == BATCH_FILES {
+        if size + more > BATCH || batch.len() == most {
             work.push((std::mem::take(&mut size), Work::Batch(std::mem::take(&mut batch))));
         }
         size += more;

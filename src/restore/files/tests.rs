@@ -244,13 +244,13 @@ fn great_work_comes_first_and_batches_have_an_end() {
     files.extend((0..100).map(|n| file(&n.to_string(), small, vec![layer(3 + n, small), layer(200 + n, small)])));
     let manifest = manifest(files);
     let all: Vec<usize> = (0..102).collect();
-    let found = work(&manifest, &all, &HashSet::new());
+    let found = work(&manifest, &all, &HashSet::new(), 2);
     let counts = found.iter().map(|work| match work {
         Work::Run(run) => (1, run.pieces.len()),
         Work::Batch(files) => (2, files.len()),
     });
     assert_eq!(counts.collect::<Vec<_>>(), [(1, 1), (2, 64), (2, 36), (1, 1)]);
     // What is there is changed in place, whole as it is stored.
-    let found = work(&manifest, &[1], &HashSet::from([1]));
+    let found = work(&manifest, &[1], &HashSet::from([1]), 2);
     assert!(matches!(&found[..], [Work::Batch(files)] if files == &[1]));
 }
