@@ -16,11 +16,12 @@ use std::{
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
+use proptest::prelude::*;
 use serde_json::json;
 use store::{Asked, Line, Simulated};
 use walden::{
     interrupt::Interrupter,
-    plan::{self, PlanRequest, Target, Watch},
+    plan::{self, PlanRequest, Target, Watch, window::Depth},
     postgres::{Lsn, SegmentName, TimelineId},
     progress::Unwatched,
     repository::{FORMAT, System, SystemFolder, summaries::Need},
@@ -28,7 +29,7 @@ use walden::{
     wal::Summarizer,
 };
 
-use wal::{COMMITS, SIZE, Writer};
+use wal::{COMMITS, SIZE, Writer, Wrong};
 
 /// The number of the first segment.
 const FIRST: u64 = 0x1000;
@@ -48,22 +49,30 @@ fn began() -> DateTime<Utc> {
 
 /// `count` segments on timeline 1 with a gap in the first part, and two branches of a twentieth each.
 async fn scene(count: u64, delay: Duration) -> Scene {
+    scene_with(count, delay, &[FIRST + count - count / 20 - count / 100], None).await
+}
+
+/// The same with these backups behind two others, the newest last, and a clock that was wrong.
+async fn scene_with(count: u64, delay: Duration, backups: &[u64], wrong: Option<Wrong>) -> Scene {
     let folder = SystemFolder { cluster: "main".parse().unwrap(), incarnation: "7-1".parse().unwrap() };
     let gap = FIRST + count / 10..FIRST + count / 10 + 3;
-    let main =
-        Line { writer: Writer { timeline: 1, began: began() }, numbers: FIRST..FIRST + count, gaps: vec![gap.clone()] };
+    let main = Line {
+        writer: Writer { timeline: 1, began: began(), wrong },
+        numbers: FIRST..FIRST + count,
+        gaps: vec![gap.clone()],
+    };
     let branch = |timeline, fork: u64| Line {
-        writer: Writer { timeline, began: began() + TimeDelta::days(1000 * i64::from(timeline)) },
+        writer: Writer { timeline, began: began() + TimeDelta::days(1000 * i64::from(timeline)), wrong: None },
         numbers: fork..fork + count / 20,
         gaps: Vec::new(),
     };
     let branches = [branch(2, FIRST + count / 3), branch(3, FIRST + count / 2 + 77)];
-    let newest = FIRST + count - count / 20 - count / 100;
     let mut others = vec![
         (Key::new("walden.json").unwrap(), json!({ "format": FORMAT, "id": "x", "made": began() }).to_string().into()),
         (folder.system().unwrap(), system_json().to_string().into()),
     ];
-    for (day, number) in [FIRST, gap.end + 5, newest].into_iter().enumerate() {
+    let newest = backups.last().copied().unwrap_or(FIRST);
+    for (day, number) in [FIRST, gap.end + 5].into_iter().chain(backups.iter().copied()).enumerate() {
         let id = format!("202601{:02}T000000Z", day + 1).parse().unwrap();
         let document = backup_json(&main, number, &format!("202601{:02}T000000Z", day + 1));
         others.push((folder.backup_document(id, 1).unwrap(), document.to_string().into()));
@@ -114,6 +123,15 @@ fn frames(content: &[u8]) -> Vec<u8> {
 }
 
 impl Scene {
+    /// The same with roll-ups whose names tell no time.
+    async fn without_times(&self) -> Self {
+        let store = self.store.without_times();
+        let folder = &self.system.folder;
+        let system = System::open(store.clone(), &folder.cluster, folder.incarnation).await.unwrap();
+        let _ = store.asked();
+        Self { store, system, main: self.main.clone(), newest: self.newest }
+    }
+
     async fn segments(&self) -> Vec<(SegmentName, u64)> {
         self.system.segments(TimelineId::FIRST, None, None).await.unwrap()
     }
@@ -164,7 +182,7 @@ fn forget_peak() {
 
 #[test]
 fn the_simulation_is_like_real_wal() {
-    let writer = Writer { timeline: 1, began: began() };
+    let writer = Writer { timeline: 1, began: began(), wrong: None };
     let layout = wal::Layout::new();
     for number in [FIRST, FIRST + 7] {
         let bytes = writer.segment(number);
@@ -208,7 +226,41 @@ async fn requests_are_few() {
     assert_eq!((stop.lsn, stop.inclusive), (scene.main.writer.ended(scene.store.layout(), number, 118).lsn, false));
     assert_eq!(plan.first_segment.number(SIZE).unwrap(), scene.newest);
     let planned = scene.store.asked();
-    assert!(planned.requests <= 2 * (listed.requests + surveyed.requests), "{planned:?}");
+    // The heads of the log that is not complete, and roll-ups of those from the newest backup on.
+    let logs = (scene.main.numbers.end - scene.newest) / SIZE.per_log() + 1;
+    assert!(planned.requests <= listed.requests + SIZE.per_log() + logs + 20, "{planned:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { max_shrink_iters: 0, ..ProptestConfig::with_cases(4) })]
+
+    /// Where the clock went back as well: a plan that passes over logs by the names of their roll-ups is the plan that
+    /// comes of all summaries.
+    #[test]
+    fn what_is_passed_over_by_its_name_changes_no_plan(
+        mut backups in prop::collection::vec(400..2_500_u64, 1..6),
+        wrong in prop::option::weighted(0.7, (300..2_400_u64, 1..900_u64, 0..1_500_i64)),
+        wanted in prop::collection::vec((0..2_560_u64, 0..COMMITS, -2..3_i64), 8),
+    ) {
+        backups.sort_unstable();
+        let wrong = wrong.map(|(from, count, by)| {
+            Wrong { from: FIRST + from, to: FIRST + from + count, by: TimeDelta::seconds(by) }
+        });
+        let backups: Vec<u64> = backups.into_iter().map(|number| FIRST + number).collect();
+        tokio::runtime::Runtime::new().unwrap().block_on(async {
+            let scene = scene_with(2_560, Duration::ZERO, &backups, wrong).await;
+            let all = scene.without_times().await;
+            for (segment, commit, micros) in wanted {
+                let time = scene.main.writer.time(FIRST + segment, commit) + TimeDelta::microseconds(micros);
+                let wanted = time.format("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
+                let (plan, same) = (scene.plan(&wanted, Some(1)).await, all.plan(&wanted, Some(1)).await);
+                let told = |plan: walden::Result<plan::Plan>| plan.map_err(|e| format!("{e} {:?}", e.hint_text()));
+                assert_eq!(told(plan), told(same), "{wanted}");
+            }
+            let (few, many) = (scene.store.asked(), all.store.asked());
+            assert!(few.requests <= many.requests + 16, "{few:?} {many:?}");
+        });
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -247,7 +299,8 @@ async fn a_million_segments() {
     let number = scene.newest + 10_000;
     let wanted = scene.main.writer.time(number, 117) + TimeDelta::microseconds(1);
     let begun = Instant::now();
-    let plan = scene.plan(&wanted.format("%Y-%m-%dT%H:%M:%S%.6fZ").to_string(), Some(1)).await.unwrap();
+    let wanted = wanted.format("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
+    let plan = scene.plan(&wanted, Some(1)).await.unwrap();
     assert_eq!(plan.stop.unwrap().lsn, scene.main.writer.ended(scene.store.layout(), number, 118).lsn);
     assert_eq!(plan.segments, 10_001);
     told("plan by time, 10 000 segments after the newest backup", begun, scene.store.asked());
@@ -256,5 +309,19 @@ async fn a_million_segments() {
     let plan = scene.plan("latest", Some(1)).await.unwrap();
     assert_eq!(plan.last_segment.number(SIZE).unwrap(), scene.main.numbers.end - 1);
     told("plan for latest", begun, scene.store.asked());
+
+    // On the branches that time lies before the first commit: a person has to choose.
+    let begun = Instant::now();
+    scene.plan(&wanted, None).await.unwrap_err();
+    told("the same time on all three timelines", begun, scene.store.asked());
+
+    for depth in [Depth::Ends, Depth::Records] {
+        let watch = Watch { progress: Arc::new(Unwatched), interrupt: Interrupter::new().listen() };
+        let begun = Instant::now();
+        let timelines = plan::window::timelines(&scene.system, depth, &watch).await.unwrap();
+        assert_eq!(timelines.timelines[0].segments, COUNT - 3);
+        assert_eq!(timelines.timelines[0].windows.len(), 2);
+        told(&format!("timeline of everything, {depth:?}"), begun, scene.store.asked());
+    }
     assert!(peak() < 256 << 20, "{} MB", peak() >> 20);
 }

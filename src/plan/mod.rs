@@ -9,6 +9,7 @@ mod estimate;
 mod find;
 mod finish;
 mod name;
+mod passing;
 mod path;
 mod refusal;
 mod resolve;

@@ -7,6 +7,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{
     drops::{self, Window},
+    passing,
     path::{self, Run},
     resolve::Planner,
     scan::{self, Scanned},
@@ -206,10 +207,7 @@ impl Planner<'_> {
                 }
             }
         };
-        let checkpoints = usable.iter().map(|b| b.checkpoint_lsn).collect();
-        let survey = Survey::new(rule, begin, checkpoints);
-        let (survey, scanned) = scan::scan(self.system, run.from(first), survey, self.watch).await?;
-        let seen = survey.finish();
+        let (begin, seen, scanned) = self.look(place, rule, begin).await?;
         let warnings = match self.request.target.point {
             Point::Latest => shortened(&seen, &scanned)?,
             _ => Vec::new(),
@@ -229,9 +227,32 @@ impl Planner<'_> {
             }
         }
         let Some(backup) = backup else { return Ok(Err(Miss::Before(Edge::of(oldest)))) };
+        let first = size.number_of(begin);
         let proven = first..first + scanned.segments as u64;
         let (history, run) = (history.clone(), run.clone());
         Ok(Ok(Found { history, run, backup, seen, stop: Some(stop), warnings, begin, proven }))
+    }
+
+    /// What the log tells from `begin` on, or from a later backup on where that tells the same: from which of them on.
+    async fn look(&self, place: Place<'_>, rule: StopRule, begin: Lsn) -> Result<(Lsn, Seen, Scanned)> {
+        if let Point::Time(wanted) = self.request.target.point
+            && let Some(later) = passing::newest(self.system, place.run, place.usable, begin, wanted).await?
+        {
+            let (seen, scanned) = self.look_from(place, rule.clone(), later.start_lsn).await?;
+            if seen.last_commit.is_some() {
+                return Ok((later.start_lsn, seen, scanned));
+            }
+            // Idle since then: what was passed over tells the last commit.
+        }
+        let (seen, scanned) = self.look_from(place, rule, begin).await?;
+        Ok((begin, seen, scanned))
+    }
+
+    async fn look_from(&self, place: Place<'_>, rule: StopRule, begin: Lsn) -> Result<(Seen, Scanned)> {
+        let segments = place.run.from(self.system.document.segment_size.number_of(begin));
+        let survey = Survey::new(rule, begin, place.usable.iter().map(|b| b.checkpoint_lsn).collect());
+        let (survey, scanned) = scan::scan(self.system, segments, survey, self.watch).await?;
+        Ok((survey.finish(), scanned))
     }
 
     /// The stop that was found; at the end of the archive the last record, where that is what is wished.

@@ -1,6 +1,6 @@
 //! Which object is called what. docs/FORMAT.md tells the same in prose.
 
-use super::names::{BackupId, ClusterName, Incarnation};
+use super::names::{BackupId, ClusterName, Incarnation, RollUpName};
 use crate::{
     error::Result,
     postgres::{SegmentName, TimelineId, WalFile},
@@ -82,9 +82,9 @@ impl SystemFolder {
         format!("{}notes/summaries/{}/", self.prefix(), timeline.hex())
     }
 
-    /// The roll-up of one log of a timeline, in its `number`th version.
-    pub fn roll_up(&self, timeline: TimelineId, log: u32, number: u32) -> Result<Key> {
-        Key::new(format!("{}{log:08X}-{number}.json.zst", self.roll_ups(timeline)))
+    /// The roll-up of one log of a timeline.
+    pub fn roll_up(&self, timeline: TimelineId, name: RollUpName) -> Result<Key> {
+        Key::new(format!("{}{name}.json.zst", self.roll_ups(timeline)))
     }
 
     /// The folder of all backups.
@@ -158,13 +158,11 @@ pub fn segment_of(key: &Key) -> Option<SegmentName> {
     folder.ends_with(&format!("/wal/{}/{:08X}", name.timeline.hex(), name.log)).then_some(name)
 }
 
-/// The log and the number in the key of a roll-up.
+/// The name of the roll-up that an object's key names, if it is one's.
 #[must_use]
-pub(super) fn roll_up_of(key: &Key) -> Option<(u32, u32)> {
+pub(super) fn roll_up_of(key: &Key) -> Option<RollUpName> {
     let (_, name) = key.as_str().rsplit_once('/')?;
-    let (log, number) = name.strip_suffix(".json.zst")?.split_once('-')?;
-    let log = if log.len() == 8 { u32::from_str_radix(log, 16).ok()? } else { return None };
-    Some((log, number.parse().ok()?))
+    name.strip_suffix(".json.zst")?.parse().ok()
 }
 
 /// What the key of an archived file tells of it: where it belongs, its name, and of a partial segment its content's hash.
@@ -189,6 +187,8 @@ pub(super) fn number_of(key: &Key, before: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use chrono::DateTime;
+
     use super::*;
     use crate::seal::blake3;
 
@@ -209,9 +209,10 @@ mod tests {
         assert!(partial.starts_with("main/7-1/wal/0000000A/00000001/0000000A000000010000000F.partial/"));
         let id = "20261121T014500Z".parse().unwrap();
         let timeline = TimelineId::new(10).unwrap();
-        let roll_up = folder().roll_up(timeline, 0x1F, 2).unwrap();
-        assert_eq!(roll_up.as_str(), "main/7-1/notes/summaries/0000000A/0000001F-2.json.zst");
-        assert_eq!(roll_up_of(&roll_up), Some((0x1F, 2)));
+        let name = RollUpName { log: 0x1F, number: 2, until: Some(DateTime::UNIX_EPOCH) };
+        let roll_up = folder().roll_up(timeline, name).unwrap();
+        assert_eq!(roll_up.as_str(), "main/7-1/notes/summaries/0000000A/0000001F-2-19700101T000000Z.json.zst");
+        assert_eq!(roll_up_of(&roll_up), Some(name));
         assert_eq!(folder().part(id, 3).unwrap().as_str(), "main/7-1/backups/20261121T014500Z/part-00003.tar.zst");
     }
 

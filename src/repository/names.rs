@@ -75,7 +75,8 @@ text_in_json!(Incarnation);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackupId(DateTime<Utc>);
 
-const BACKUP_ID: &str = "%Y%m%dT%H%M%SZ";
+/// How names tell a second, in UTC.
+const SECOND: &str = "%Y%m%dT%H%M%SZ";
 
 impl BackupId {
     /// The id of a backup that begins at that instant.
@@ -93,7 +94,7 @@ impl BackupId {
 
 impl fmt::Display for BackupId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.format(BACKUP_ID).fmt(f)
+        self.0.format(SECOND).fmt(f)
     }
 }
 
@@ -101,7 +102,7 @@ impl FromStr for BackupId {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        NaiveDateTime::parse_from_str(text, BACKUP_ID)
+        NaiveDateTime::parse_from_str(text, SECOND)
             .map(|naive| Self(naive.and_utc()))
             .ok()
             .filter(|id| id.to_string() == text)
@@ -113,6 +114,42 @@ impl FromStr for BackupId {
 }
 
 text_in_json!(BackupId);
+
+/// The name of a roll-up without what comes after the point: `<log>-<number>-<until>`, or `<log>-<number>`. Later numbers
+/// sort higher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RollUpName {
+    /// The middle eight digits of the names of its segments.
+    pub log: u32,
+    /// Which one of that log it is.
+    pub number: u32,
+    /// A full second: whatever transaction ended in this log had ended before it, or in it. None where that is not known.
+    pub until: Option<DateTime<Utc>>,
+}
+
+impl fmt::Display for RollUpName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08X}-{}", self.log, self.number)?;
+        self.until.map_or(Ok(()), |until| write!(f, "-{}", until.format(SECOND)))
+    }
+}
+
+impl FromStr for RollUpName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parse = || {
+            let mut parts = text.split('-');
+            let (log, number) = (u32::from_str_radix(parts.next()?, 16).ok()?, parts.next()?.parse().ok()?);
+            let until = match parts.next() {
+                Some(until) => Some(NaiveDateTime::parse_from_str(until, SECOND).ok()?.and_utc()),
+                None => None,
+            };
+            Some(Self { log, number, until }).filter(|name| name.to_string() == text)
+        };
+        parse().ok_or_else(|| Error::invalid(format!("\"{text}\" is not the name of a roll-up")))
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -128,6 +165,12 @@ mod tests {
         assert_eq!((incarnation.system.0, incarnation.number), (7_412_345_678_901_234_567, 2));
         for text in ["7-0", "7", "-1", "07-1", "7-01", "7-1-1"] {
             assert!(text.parse::<Incarnation>().is_err(), "{text}");
+        }
+        for text in ["0000001F-2", "0000001F-1-20261121T014500Z"] {
+            assert_eq!(text.parse::<RollUpName>().unwrap().to_string(), text);
+        }
+        for text in ["1F-2", "0000001F", "0000001F-2-", "0000001F-02", "0000001F-1-20261121T014500Z-1"] {
+            assert!(text.parse::<RollUpName>().is_err(), "{text}");
         }
         for text in ["", "a/b", "a b", "..", "ä"] {
             assert!(text.parse::<ClusterName>().is_err(), "{text}");

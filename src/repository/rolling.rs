@@ -1,4 +1,4 @@
-//! Rolling up: writing the roll-ups of the logs that are complete and have none yet.
+//! Rolling up: which roll-ups there are, and writing those of the logs that are complete and have none yet.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 
 use super::{
-    System,
+    RollUpName, System, layout,
     rollup::RollUp,
     summaries::{Need, source::Source},
 };
@@ -15,12 +15,15 @@ use crate::{
     interrupt::Interrupt,
     postgres::{SegmentName, TimelineId},
     progress::Progress,
-    store::Put,
+    store::{Key, Put},
     wal::Summary,
 };
 
 /// Heads that are read at a time.
 const HEADS: usize = 64;
+
+/// The newest roll-up of each log of a timeline.
+pub(super) type RollUps = BTreeMap<u32, RollUpName>;
 
 /// What was rolled up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -36,6 +39,25 @@ pub struct RolledUp {
 }
 
 impl System {
+    /// The newest roll-up of each log of a timeline from `first` on.
+    pub async fn roll_ups(&self, timeline: TimelineId, first: u32) -> Result<RollUps> {
+        const PAGE: usize = 1000;
+        let prefix = self.folder.roll_ups(timeline);
+        let mut after = Some(Key::new(format!("{prefix}{first:08X}-0"))?);
+        let mut newest = RollUps::new();
+        loop {
+            let page = self.store.list(&prefix, after.as_ref(), PAGE).await?;
+            for name in page.iter().filter_map(|listed| layout::roll_up_of(&listed.key)) {
+                let highest = newest.entry(name.log).or_insert(name);
+                *highest = name.max(*highest);
+            }
+            if page.len() < PAGE {
+                return Ok(newest);
+            }
+            after = page.last().map(|l| l.key.clone());
+        }
+    }
+
     /// Writes the roll-ups of complete logs that have none, of `most` logs at most, the newest first. A log is complete
     /// when a later one is there, on its own timeline or on one that branched off it: whatever comes late, or never, is
     /// read from the heads.
@@ -100,8 +122,9 @@ impl System {
         log: u32,
         damaged: &mut Vec<(SegmentName, String)>,
     ) -> Result<u64> {
-        let name = |segment| SegmentName { timeline, log, segment };
-        let listed = self.segments(timeline, Some(name(0)), Some(name(u32::MAX))).await?;
+        // And the first one behind it: the last record may go on there.
+        let first = |log| SegmentName { timeline, log, segment: 0 };
+        let listed = self.segments(timeline, Some(first(log)), Some(first(log + 1))).await?;
         let one = |(name, length)| async move {
             let summary = match source.head(name, length).await {
                 Ok(Some(summary)) => Ok(summary),
@@ -116,18 +139,21 @@ impl System {
         };
         let found: Vec<(SegmentName, u64, Result<Summary, String>)> =
             stream::iter(listed.into_iter().map(one)).buffered(HEADS).try_collect().await?;
-        let mut segments = Vec::with_capacity(found.len());
+        let (mut segments, mut behind) = (Vec::with_capacity(found.len()), None);
         for (name, length, summary) in found {
             match summary {
+                Ok(summary) if name.log > log => behind = Some(summary),
                 Ok(summary) => segments.push((name, length, summary)),
-                Err(why) => damaged.push((name, why)),
+                Err(why) if name.log == log => damaged.push((name, why)),
+                Err(_) => {}
             }
         }
         let count = segments.len() as u64;
-        let document = &self.document;
-        let roll_up = RollUp::new((timeline, log), segments, document.segment_size, document.postgres);
+        let (size, version) = (self.document.segment_size, self.document.postgres);
+        let roll_up = RollUp::new((timeline, log), segments, size, version);
+        let until = roll_up.until(behind, size, version);
         let bytes = super::join(tokio::task::spawn_blocking(move || roll_up.to_bytes()).await)??;
-        let key = self.folder.roll_up(timeline, log, 1)?;
+        let key = self.folder.roll_up(timeline, RollUpName { log, number: 1, until })?;
         match self.store.put(&key, bytes.into()).await? {
             Put::Created => Ok(count),
             // Somebody else was as quick.

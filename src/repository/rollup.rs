@@ -5,8 +5,12 @@
 //! A roll-up never decides anything by itself. An entry counts only while the object has the length that it had then, and
 //! only on a path on which the same segments follow: elsewhere the heads are read.
 
-use std::io::{Read, Write};
+use std::{
+    collections::BTreeSet,
+    io::{Read, Write},
+};
 
+use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::documents::FORMAT;
@@ -14,7 +18,7 @@ use crate::{
     error::{Error, Result},
     postgres::{SegmentName, SegmentSize, TimelineId, Version},
     seal::FrameWriter,
-    wal::{Joined, List, RowCount, Summary, Told, summary::SUMMARY_FORMAT},
+    wal::{Ending, Fact, Joined, List, RowCount, Summary, Told, summary::SUMMARY_FORMAT},
 };
 
 /// zstd's level: it is written once, and read for years.
@@ -115,6 +119,40 @@ impl RollUp {
         let room = (LISTS / size.per_log()).clamp(256, ENTRY);
         segments.iter_mut().for_each(|entry| shorten(&mut entry.summary, room as usize));
         Self { format: FORMAT, timeline, log, segments }
+    }
+
+    /// The first full second at or after everything that ended in the log, `behind` being the summary of the segment after
+    /// it. None where that is not certain, and where a transaction is left that was prepared and not ended: a search
+    /// for a later time may then not pass over the log.
+    #[must_use]
+    pub fn until(&self, behind: Option<Summary>, size: SegmentSize, version: Version) -> Option<DateTime<Utc>> {
+        let (last, others) = self.segments.split_last()?;
+        if self.segments.len() as u64 != size.per_log() {
+            return None;
+        }
+        let mut last = last.summary.clone();
+        if last.tail.is_some() && last.join(&mut behind?, version) != Joined::Whole {
+            return None;
+        }
+        let (mut greatest, mut prepared) = (None, BTreeSet::new());
+        for summary in others.iter().map(|entry| &entry.summary).chain([&last]) {
+            let joined = summary.tail.as_ref().is_none_or(|tail| tail.unknown);
+            let sound = matches!(summary.ending, Ending::Full | Ending::Switch);
+            if !joined || !sound || !summary.suffices(false) {
+                return None;
+            }
+            greatest = greatest.max(summary.times.map(|(_, greatest)| greatest));
+            for told in &summary.turns.items {
+                match &told.fact {
+                    Fact::Prepare(transaction) => drop(prepared.insert(transaction.xid)),
+                    Fact::Commit(end) | Fact::Abort(end) => drop(prepared.remove(&end.xid)),
+                    _ => {}
+                }
+            }
+        }
+        let second = TimeDelta::seconds(1);
+        let until = greatest.filter(|_| prepared.is_empty())? + second - TimeDelta::microseconds(1);
+        until.duration_trunc(second).ok()
     }
 
     /// The document as it is stored: in two lines, the second of which has what only searches need.

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use walden::{
     Error,
     postgres::{SegmentName, TimelineId, WalFile},
-    repository::{FORMAT, SystemFolder, rollup::RollUp, segment_of, wal_object::WalHead},
+    repository::{FORMAT, RollUpName, SystemFolder, rollup::RollUp, segment_of, wal_object::WalHead},
     seal::{Blake3, FrameWriter, blake3},
     store::{Answer, Body, Download, Key, Listed, Put, Store, Upload},
 };
@@ -57,10 +57,10 @@ pub struct Simulated {
     delay: Duration,
     asked: Mutex<Asked>,
     under_way: AtomicU64,
-    _place: tempfile::TempDir,
+    place: Arc<tempfile::TempDir>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Small {
     Bytes(Bytes),
     File(PathBuf, u64),
@@ -69,7 +69,7 @@ enum Small {
 impl Simulated {
     /// An archive of these timelines, with other objects besides, and roll-ups of all logs that are complete.
     pub fn new(lines: Vec<Line>, others: Vec<(Key, Vec<u8>)>, folder: SystemFolder, delay: Duration) -> Arc<Self> {
-        let place = tempfile::tempdir().expect("a folder");
+        let place = Arc::new(tempfile::tempdir().expect("a folder"));
         let mut simulated = Self {
             lines,
             layout: Layout::new(),
@@ -78,10 +78,30 @@ impl Simulated {
             delay,
             asked: Mutex::default(),
             under_way: AtomicU64::new(0),
-            _place: place,
+            place,
         };
         simulated.roll_up();
         Arc::new(simulated)
+    }
+
+    /// The same archive with roll-ups whose names tell no time.
+    pub fn without_times(&self) -> Arc<Self> {
+        let untimed = |key: &str| {
+            let (folder, name) = key.rsplit_once('/')?;
+            let name: RollUpName = name.strip_suffix(".json.zst")?.parse().ok()?;
+            Some(format!("{folder}/{}.json.zst", RollUpName { until: None, ..name }))
+        };
+        let small = self.small.iter().map(|(key, small)| (untimed(key).unwrap_or_else(|| key.clone()), small.clone()));
+        Arc::new(Self {
+            lines: self.lines.clone(),
+            layout: self.layout.clone(),
+            folder: self.folder.clone(),
+            small: small.collect(),
+            delay: self.delay,
+            asked: Mutex::default(),
+            under_way: AtomicU64::new(0),
+            place: self.place.clone(),
+        })
     }
 
     /// What was asked since the last time.
@@ -132,9 +152,11 @@ impl Simulated {
             (name, length(number), summary)
         });
         let timeline = TimelineId::new(line.writer.timeline).expect("a timeline");
-        let bytes = RollUp::new((timeline, log as u32), segments.collect(), SIZE, VERSION).to_bytes().expect("JSON");
-        let key = self.folder.roll_up(timeline, log as u32, 1).expect("a key");
-        let path = self._place.path().join(key.as_str().replace('/', "_"));
+        let roll_up = RollUp::new((timeline, log as u32), segments.collect(), SIZE, VERSION);
+        let name = RollUpName { log: log as u32, number: 1, until: roll_up.until(None, SIZE, VERSION) };
+        let bytes = roll_up.to_bytes().expect("JSON");
+        let key = self.folder.roll_up(timeline, name).expect("a key");
+        let path = self.place.path().join(key.as_str().replace('/', "_"));
         fs::write(&path, &bytes).expect("room on the disk");
         (key.to_string(), Small::File(path, bytes.len() as u64))
     }

@@ -32,6 +32,19 @@ pub struct Writer {
     pub timeline: u32,
     /// When its segment 0 would have been written.
     pub began: DateTime<Utc>,
+    /// Where the clock was wrong.
+    pub wrong: Option<Wrong>,
+}
+
+/// A stretch of segments in which the clock was set back.
+#[derive(Clone, Copy, Debug)]
+pub struct Wrong {
+    /// The number of the first segment.
+    pub from: u64,
+    /// The number of the first one in which it was right again.
+    pub to: u64,
+    /// By how much.
+    pub by: TimeDelta,
 }
 
 /// Where the records of every segment start, from its first byte.
@@ -46,7 +59,7 @@ pub struct Layout {
 
 impl Layout {
     pub fn new() -> Self {
-        let writer = Writer { timeline: 1, began: DateTime::UNIX_EPOCH };
+        let writer = Writer { timeline: 1, began: DateTime::UNIX_EPOCH, wrong: None };
         writer.build(1, 0).1
     }
 }
@@ -54,7 +67,9 @@ impl Layout {
 impl Writer {
     /// When commit `n` of segment `number` happened.
     pub fn time(&self, number: u64, n: u64) -> DateTime<Utc> {
-        self.began + TimeDelta::microseconds((number * COMMITS + n) as i64 * BETWEEN)
+        let wrong = self.wrong.filter(|wrong| (wrong.from..wrong.to).contains(&number));
+        let time = self.began + TimeDelta::microseconds((number * COMMITS + n) as i64 * BETWEEN);
+        time - wrong.map_or(TimeDelta::zero(), |wrong| wrong.by)
     }
 
     fn xid(number: u64, n: u64) -> u32 {

@@ -1,11 +1,7 @@
 //! Where summaries come from: the roll-up of a log, the head of an object, or the records of a segment. The first that
 //! has what is needed is taken.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    ops::ControlFlow,
-    sync::Arc,
-};
+use std::{collections::HashMap, ops::ControlFlow, sync::Arc};
 
 use bytes::Bytes;
 use tokio::sync::{Mutex, Semaphore};
@@ -15,11 +11,12 @@ use crate::{
     error::{Error, Kind, Result},
     postgres::{SegmentName, TimelineId, WalFile},
     repository::{
-        System, join, layout,
+        System, join,
+        rolling::RollUps,
         rollup::{RollUp, Served},
         wal_object::{self, WalHead},
     },
-    store::{self, Key},
+    store,
     wal::{List, Summarizer, Summary},
 };
 
@@ -30,9 +27,6 @@ const READERS: usize = 4;
 /// The longest roll-up that is accepted, in bytes.
 const ROLL_UP: u64 = 32 << 20;
 
-/// The newest roll-up of each log of a timeline.
-type RollUps = Arc<BTreeMap<u32, u32>>;
-
 /// Finds the summaries of one system's segments.
 #[derive(Debug)]
 pub(in crate::repository) struct Source {
@@ -41,7 +35,7 @@ pub(in crate::repository) struct Source {
     readers: Semaphore,
     /// The lowest log of each timeline that is wanted.
     lowest: HashMap<TimelineId, u32>,
-    roll_ups: Mutex<HashMap<TimelineId, RollUps>>,
+    roll_ups: Mutex<HashMap<TimelineId, Arc<RollUps>>>,
 }
 
 /// A summary that is not joined yet, or what is wrong with the segment.
@@ -64,10 +58,10 @@ impl Source {
     /// The roll-up that has most of these segments, which are of one log; none where there is none.
     pub async fn roll_up(&self, path: &[(SegmentName, u64)]) -> Result<Option<Bytes>> {
         let Some((name, _)) = path.first().filter(|_| path.len() >= FEW) else { return Ok(None) };
-        let Some(number) = self.roll_ups(name.timeline).await?.get(&name.log).copied() else {
+        let Some(newest) = self.roll_ups(name.timeline).await?.get(&name.log).copied() else {
             return Ok(None);
         };
-        let key = self.system.folder.roll_up(name.timeline, name.log, number)?;
+        let key = self.system.folder.roll_up(name.timeline, newest)?;
         match store::read(&*self.system.store, &key, ROLL_UP).await {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) if matches!(error.kind(), Kind::Damaged | Kind::NotFound) => {
@@ -139,7 +133,7 @@ impl Source {
         Ok(head.summary)
     }
 
-    fn prove(&self, name: SegmentName, key: &Key, head: &WalHead) -> Result<()> {
+    fn prove(&self, name: SegmentName, key: &store::Key, head: &WalHead) -> Result<()> {
         let size = self.system.document.segment_size.bytes();
         let system = head.system.is_none_or(|system| system == self.system.folder.incarnation.system);
         if head.name == WalFile::Segment(name) && head.size == size && system {
@@ -187,7 +181,7 @@ impl Source {
     }
 
     /// The newest roll-up of each log of a timeline that is wanted. Asked for once.
-    async fn roll_ups(&self, timeline: TimelineId) -> Result<RollUps> {
+    async fn roll_ups(&self, timeline: TimelineId) -> Result<Arc<RollUps>> {
         let mut known = self.roll_ups.lock().await;
         if let Some(roll_ups) = known.get(&timeline) {
             return Ok(roll_ups.clone());
@@ -196,27 +190,6 @@ impl Source {
         let roll_ups = Arc::new(self.system.roll_ups(timeline, first).await?);
         known.insert(timeline, roll_ups.clone());
         Ok(roll_ups)
-    }
-}
-
-impl System {
-    /// The newest roll-up of each log of a timeline from `first` on.
-    pub(in crate::repository) async fn roll_ups(&self, timeline: TimelineId, first: u32) -> Result<BTreeMap<u32, u32>> {
-        const PAGE: usize = 1000;
-        let prefix = self.folder.roll_ups(timeline);
-        let mut after = Some(Key::new(format!("{prefix}{first:08X}-0"))?);
-        let mut newest = BTreeMap::new();
-        loop {
-            let page = self.store.list(&prefix, after.as_ref(), PAGE).await?;
-            for (log, number) in page.iter().filter_map(|listed| layout::roll_up_of(&listed.key)) {
-                let highest = newest.entry(log).or_insert(number);
-                *highest = number.max(*highest);
-            }
-            if page.len() < PAGE {
-                return Ok(newest);
-            }
-            after = page.last().map(|l| l.key.clone());
-        }
     }
 }
 

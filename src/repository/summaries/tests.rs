@@ -82,7 +82,8 @@ impl Archive {
             crate::repository::rollup::RollUp::new(place, segments.collect(), document.segment_size, document.postgres);
         let bytes = made.clone().to_bytes().unwrap();
         assert_eq!(crate::repository::rollup::RollUp::from_bytes(&bytes, true).unwrap(), made);
-        let key = self.system.folder.roll_up(name.timeline, name.log, 1).unwrap();
+        let named = crate::repository::RollUpName { log: name.log, number: 1, until: None };
+        let key = self.system.folder.roll_up(name.timeline, named).unwrap();
         self.system.store.put(&key, bytes.into()).await.unwrap();
     }
 }

@@ -17,6 +17,7 @@ use crate::{clock::Clock, run::run};
 pub struct Builder {
     installation: Installation,
     segment_mb: u32,
+    first_segment: Option<String>,
     checksums: bool,
     tcp: bool,
     settings: Vec<(String, String)>,
@@ -28,6 +29,7 @@ impl Builder {
         Self {
             installation: installation.clone(),
             segment_mb: 16,
+            first_segment: None,
             checksums: true,
             tcp: false,
             settings: Vec::new(),
@@ -38,6 +40,12 @@ impl Builder {
     /// The size of a WAL segment in MB, a power of two from 1 to 1024.
     pub fn wal_segment_size(mut self, mb: u32) -> Self {
         self.segment_mb = mb;
+        self
+    }
+
+    /// The segment that the server writes first, by its name: what is archived begins there.
+    pub fn first_segment(mut self, name: &str) -> Self {
+        self.first_segment = Some(name.to_owned());
         self
     }
 
@@ -87,6 +95,9 @@ impl Builder {
             _ => {}
         }
         run(&mut initdb).expect_code(0);
+        if let Some(name) = &self.first_segment {
+            run(cluster.pg("pg_resetwal").args(["-l", name, "--pgdata"]).arg(cluster.pgdata())).expect_code(0);
+        }
         if self.tcp {
             cluster.port = free_port();
         }

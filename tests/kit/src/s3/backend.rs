@@ -44,6 +44,13 @@ pub struct Object {
     checksum: Checksum,
 }
 
+impl Object {
+    /// Other bytes, of which no checksum is known.
+    pub(super) fn set(&mut self, bytes: Vec<u8>) {
+        (self.bytes, self.checksum) = (bytes.into(), Checksum::default());
+    }
+}
+
 #[derive(Debug)]
 struct Multipart {
     key: String,

@@ -183,6 +183,16 @@ impl S3Server {
     pub fn object(&self, key: &str) -> Option<Object> {
         self.backend.state().buckets.get(BUCKET)?.get(key).cloned()
     }
+
+    /// Puts other bytes in the place of an object of the first bucket, or nothing.
+    pub fn replace(&self, key: &str, bytes: Option<Vec<u8>>) {
+        let mut state = self.backend.state();
+        let Some(bucket) = state.buckets.get_mut(BUCKET) else { return };
+        match (bucket.get_mut(key), bytes) {
+            (Some(object), Some(bytes)) => object.set(bytes),
+            _ => drop(bucket.remove(key)),
+        }
+    }
 }
 
 impl Drop for S3Server {
