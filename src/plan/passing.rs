@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 use super::path::Run;
 use crate::{
     error::Result,
-    postgres::Lsn,
-    repository::{BackupDocument, System},
+    postgres::{Lsn, SegmentName},
+    repository::{BackupDocument, EndedRow, System},
 };
 
 /// The newest of `usable`, the backups of a window, that begins behind `begin` and from which recovery stops where one from
@@ -27,13 +27,12 @@ pub(super) async fn newest<'b>(
     }
     let size = system.document.segment_size;
     let mut end = size.number_of(begin);
-    let segments = run.from(end);
-    'path: for timeline in segments.chunk_by(|(a, _), (b, _)| a.timeline == b.timeline) {
+    'path: for timeline in run.from(end).chunk_by(|(a, _), (b, _)| a.timeline == b.timeline) {
         let Some((first, _)) = timeline.first() else { continue };
         let roll_ups = system.roll_ups(first.timeline, first.log).await?;
         for log in timeline.chunk_by(|(a, _), (b, _)| a.log == b.log) {
-            let until = log.first().and_then(|(name, _)| roll_ups.get(&name.log)?.until);
-            if until.is_none_or(|until| until >= wanted) {
+            let row = log.first().and_then(|(name, _)| roll_ups.get(&name.log)?.row);
+            if !row.is_some_and(|row| covers(row, log) && row.until < wanted) {
                 break 'path;
             }
             end += log.len() as u64;
@@ -41,4 +40,11 @@ pub(super) async fn newest<'b>(
     }
     let passed = Lsn(end * size.bytes());
     Ok(usable.iter().rev().copied().find(|backup| backup.start_lsn > begin && backup.stop_lsn <= passed))
+}
+
+/// Whether the row is known of all these segments, which are of one log. It must end where they do: what it has beyond may
+/// end a transaction that is prepared in them.
+fn covers(row: EndedRow, log: &[(SegmentName, u64)]) -> bool {
+    let (Some((first, _)), Some((last, _))) = (log.first(), log.last()) else { return false };
+    row.first <= first.segment && last.segment == row.last
 }

@@ -187,8 +187,6 @@ pub(super) fn number_of(key: &Key, before: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use chrono::DateTime;
-
     use super::*;
     use crate::seal::blake3;
 
@@ -209,9 +207,9 @@ mod tests {
         assert!(partial.starts_with("main/7-1/wal/0000000A/00000001/0000000A000000010000000F.partial/"));
         let id = "20261121T014500Z".parse().unwrap();
         let timeline = TimelineId::new(10).unwrap();
-        let name = RollUpName { log: 0x1F, number: 2, until: Some(DateTime::UNIX_EPOCH) };
+        let name = RollUpName { log: 0x1F, number: 2, row: None };
         let roll_up = folder().roll_up(timeline, name).unwrap();
-        assert_eq!(roll_up.as_str(), "main/7-1/notes/summaries/0000000A/0000001F-2-19700101T000000Z.json.zst");
+        assert_eq!(roll_up.as_str(), "main/7-1/notes/summaries/0000000A/0000001F-2.json.zst");
         assert_eq!(roll_up_of(&roll_up), Some(name));
         assert_eq!(folder().part(id, 3).unwrap().as_str(), "main/7-1/backups/20261121T014500Z/part-00003.tar.zst");
     }

@@ -28,7 +28,7 @@ pub use documents::{
 };
 pub use layout::{REPOSITORY, SystemFolder, segment_of};
 pub use manifest::{Directory, File, FileStat, FileSystem, Hashed, Layer, LayerKind, LayerMap, Manifest, Origin, Part};
-pub use names::{BackupId, ClusterName, Incarnation, RollUpName};
+pub use names::{BackupId, ClusterName, EndedRow, Incarnation, RollUpName};
 pub use notes::{Measured, RestoreNote};
 pub use part_index::{LayerBlocks, PartIndex};
 pub use rolling::RolledUp;

@@ -115,22 +115,36 @@ impl FromStr for BackupId {
 
 text_in_json!(BackupId);
 
-/// The name of a roll-up without what comes after the point: `<log>-<number>-<until>`, or `<log>-<number>`. Later numbers
-/// sort higher.
+/// The name of a roll-up without what comes after the point: `<log>-<number>-<first>-<last>-<until>`, or
+/// `<log>-<number>`. Later numbers sort higher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RollUpName {
     /// The middle eight digits of the names of its segments.
     pub log: u32,
     /// Which one of that log it is.
     pub number: u32,
-    /// A full second: whatever transaction ended in this log had ended before it, or in it. None where that is not known.
-    pub until: Option<DateTime<Utc>>,
+    /// What is known to have ended; none where that is not certain.
+    pub row: Option<EndedRow>,
+}
+
+/// An unbroken row of segments of one log in which no transaction ended after a certain time, and none is left prepared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EndedRow {
+    /// The last eight digits of the name of its first segment.
+    pub first: u32,
+    /// The last eight digits of the name of its last segment.
+    pub last: u32,
+    /// That time, up to the next full second.
+    pub until: DateTime<Utc>,
 }
 
 impl fmt::Display for RollUpName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:08X}-{}", self.log, self.number)?;
-        self.until.map_or(Ok(()), |until| write!(f, "-{}", until.format(SECOND)))
+        match self.row {
+            Some(EndedRow { first, last, until }) => write!(f, "-{first:08X}-{last:08X}-{}", until.format(SECOND)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -138,14 +152,19 @@ impl FromStr for RollUpName {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
+        let hex = |text: &str| u32::from_str_radix(text, 16).ok();
         let parse = || {
-            let mut parts = text.split('-');
-            let (log, number) = (u32::from_str_radix(parts.next()?, 16).ok()?, parts.next()?.parse().ok()?);
-            let until = match parts.next() {
-                Some(until) => Some(NaiveDateTime::parse_from_str(until, SECOND).ok()?.and_utc()),
-                None => None,
+            let parts: Vec<&str> = text.split('-').collect();
+            let (log, number, row) = match parts.as_slice() {
+                [log, number] => (log, number, None),
+                [log, number, first, last, until] => {
+                    let until = NaiveDateTime::parse_from_str(until, SECOND).ok()?.and_utc();
+                    (log, number, Some(EndedRow { first: hex(first)?, last: hex(last)?, until }))
+                }
+                _ => return None,
             };
-            Some(Self { log, number, until }).filter(|name| name.to_string() == text)
+            let name = Self { log: hex(log)?, number: number.parse().ok()?, row };
+            Some(name).filter(|name| name.to_string() == text)
         };
         parse().ok_or_else(|| Error::invalid(format!("\"{text}\" is not the name of a roll-up")))
     }
@@ -166,10 +185,10 @@ mod tests {
         for text in ["7-0", "7", "-1", "07-1", "7-01", "7-1-1"] {
             assert!(text.parse::<Incarnation>().is_err(), "{text}");
         }
-        for text in ["0000001F-2", "0000001F-1-20261121T014500Z"] {
+        for text in ["0000001F-2", "0000001F-1-00000003-000000FF-20261121T014500Z"] {
             assert_eq!(text.parse::<RollUpName>().unwrap().to_string(), text);
         }
-        for text in ["1F-2", "0000001F", "0000001F-2-", "0000001F-02", "0000001F-1-20261121T014500Z-1"] {
+        for text in ["1F-2", "0000001F", "0000001F-2-", "0000001F-02", "0000001F-1-3-000000FF-20261121T014500Z"] {
             assert!(text.parse::<RollUpName>().is_err(), "{text}");
         }
         for text in ["", "a/b", "a b", "..", "ä"] {

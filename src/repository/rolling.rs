@@ -151,9 +151,9 @@ impl System {
         let count = segments.len() as u64;
         let (size, version) = (self.document.segment_size, self.document.postgres);
         let roll_up = RollUp::new((timeline, log), segments, size, version);
-        let until = roll_up.until(behind, size, version);
+        let row = roll_up.row(behind, version);
         let bytes = super::join(tokio::task::spawn_blocking(move || roll_up.to_bytes()).await)??;
-        let key = self.folder.roll_up(timeline, RollUpName { log, number: 1, until })?;
+        let key = self.folder.roll_up(timeline, RollUpName { log, number: 1, row })?;
         match self.store.put(&key, bytes.into()).await? {
             Put::Created => Ok(count),
             // Somebody else was as quick.

@@ -10,15 +10,15 @@ use std::{
     io::{Read, Write},
 };
 
-use chrono::{DateTime, DurationRound, TimeDelta, Utc};
+use chrono::{DurationRound, TimeDelta};
 use serde::{Deserialize, Serialize};
 
-use super::documents::FORMAT;
+use super::{documents::FORMAT, names::EndedRow};
 use crate::{
     error::{Error, Result},
     postgres::{SegmentName, SegmentSize, TimelineId, Version},
     seal::FrameWriter,
-    wal::{Ending, Fact, Joined, List, RowCount, Summary, Told, summary::SUMMARY_FORMAT},
+    wal::{Ending, Fact, Joined, List, RowCount, Summary, Tail, Told, summary::SUMMARY_FORMAT},
 };
 
 /// zstd's level: it is written once, and read for years.
@@ -62,6 +62,18 @@ pub struct Entry {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
+}
+
+impl Entry {
+    /// Its summary, joined with what is behind it as far as that goes: a record that goes on is one of which nothing is known.
+    fn end(&self, behind: Option<Summary>, version: Version) -> Summary {
+        let mut joined = self.summary.clone();
+        if behind.is_some_and(|mut behind| joined.join(&mut behind, version) == Joined::Whole) {
+            return joined;
+        }
+        let tail = self.summary.tail.clone().map(|tail| Tail { unknown: true, ..tail });
+        Summary { tail, ..self.summary.clone() }
+    }
 }
 
 /// What only searches need of a segment.
@@ -121,21 +133,17 @@ impl RollUp {
         Self { format: FORMAT, timeline, log, segments }
     }
 
-    /// The first full second at or after everything that ended in the log, `behind` being the summary of the segment after
-    /// it. None where that is not certain, and where a transaction is left that was prepared and not ended: a search
-    /// for a later time may then not pass over the log.
+    /// The last unbroken row of its segments, and until when it goes; `behind` is the summary of the segment after the log. None
+    /// where that is not certain, where no transaction ended, and where one is left prepared: whoever passes over the row
+    /// then loses nothing.
     #[must_use]
-    pub fn until(&self, behind: Option<Summary>, size: SegmentSize, version: Version) -> Option<DateTime<Utc>> {
-        let (last, others) = self.segments.split_last()?;
-        if self.segments.len() as u64 != size.per_log() {
-            return None;
-        }
-        let mut last = last.summary.clone();
-        if last.tail.is_some() && last.join(&mut behind?, version) != Joined::Whole {
-            return None;
-        }
+    pub fn row(&self, behind: Option<Summary>, version: Version) -> Option<EndedRow> {
+        let broken = self.segments.windows(2).rposition(|pair| !follows(pair[0].name, pair[1].name));
+        let row = self.segments.get(broken.map_or(0, |at| at + 1)..)?;
+        let (last, others) = row.split_last()?;
+        let end = last.end(behind, version);
         let (mut greatest, mut prepared) = (None, BTreeSet::new());
-        for summary in others.iter().map(|entry| &entry.summary).chain([&last]) {
+        for summary in others.iter().map(|entry| &entry.summary).chain([&end]) {
             let joined = summary.tail.as_ref().is_none_or(|tail| tail.unknown);
             let sound = matches!(summary.ending, Ending::Full | Ending::Switch);
             if !joined || !sound || !summary.suffices(false) {
@@ -152,7 +160,11 @@ impl RollUp {
         }
         let second = TimeDelta::seconds(1);
         let until = greatest.filter(|_| prepared.is_empty())? + second - TimeDelta::microseconds(1);
-        until.duration_trunc(second).ok()
+        Some(EndedRow {
+            first: row.first()?.name.segment,
+            last: last.name.segment,
+            until: until.duration_trunc(second).ok()?,
+        })
     }
 
     /// The document as it is stored: in two lines, the second of which has what only searches need.

@@ -89,7 +89,7 @@ impl Simulated {
         let untimed = |key: &str| {
             let (folder, name) = key.rsplit_once('/')?;
             let name: RollUpName = name.strip_suffix(".json.zst")?.parse().ok()?;
-            Some(format!("{folder}/{}.json.zst", RollUpName { until: None, ..name }))
+            Some(format!("{folder}/{}.json.zst", RollUpName { row: None, ..name }))
         };
         let small = self.small.iter().map(|(key, small)| (untimed(key).unwrap_or_else(|| key.clone()), small.clone()));
         Arc::new(Self {
@@ -153,7 +153,7 @@ impl Simulated {
         });
         let timeline = TimelineId::new(line.writer.timeline).expect("a timeline");
         let roll_up = RollUp::new((timeline, log as u32), segments.collect(), SIZE, VERSION);
-        let name = RollUpName { log: log as u32, number: 1, until: roll_up.until(None, SIZE, VERSION) };
+        let name = RollUpName { log: log as u32, number: 1, row: roll_up.row(None, VERSION) };
         let bytes = roll_up.to_bytes().expect("JSON");
         let key = self.folder.roll_up(timeline, name).expect("a key");
         let path = self.place.path().join(key.as_str().replace('/', "_"));

@@ -10,11 +10,11 @@ use crate::{
     interrupt::Interrupter,
     postgres::{SegmentSize, TimelineId, Version, WalFile},
     progress::Unwatched,
-    repository::{FORMAT, SystemDocument, wal_object::WalHead},
+    repository::{FORMAT, RollUpName, SystemDocument, rollup::RollUp, wal_object::WalHead},
     seal::{FrameWriter, blake3},
     store::{Key, Store, dir::DirStore},
     wal::{
-        Summarizer,
+        Ending, Fact, Prepared, Summarizer, Told, TransactionEnd,
         testing::{PAGE, SEGMENT, Writer},
     },
 };
@@ -78,11 +78,10 @@ impl Archive {
         let (name, _) = path[0];
         let document = &self.system.document;
         let place = (name.timeline, name.log);
-        let made =
-            crate::repository::rollup::RollUp::new(place, segments.collect(), document.segment_size, document.postgres);
+        let made = RollUp::new(place, segments.collect(), document.segment_size, document.postgres);
         let bytes = made.clone().to_bytes().unwrap();
-        assert_eq!(crate::repository::rollup::RollUp::from_bytes(&bytes, true).unwrap(), made);
-        let named = crate::repository::RollUpName { log: name.log, number: 1, until: None };
+        assert_eq!(RollUp::from_bytes(&bytes, true).unwrap(), made);
+        let named = RollUpName { log: name.log, number: 1, row: None };
         let key = self.system.folder.roll_up(name.timeline, named).unwrap();
         self.system.store.put(&key, bytes.into()).await.unwrap();
     }
@@ -318,4 +317,60 @@ async fn only_complete_logs_are_rolled_up_and_each_once() {
     // What the roll-up lacks is read from the segment.
     let expected = expected(&path, &wal.chunks(SEGMENT).collect::<Vec<_>>());
     alike(&archive.all(&path, Need::Finding).await, &expected, "with a hole");
+}
+
+#[test]
+fn a_roll_up_tells_until_when_its_log_goes_or_nothing() {
+    // As if these were the last four segments of a log.
+    let mut writer = Writer::at(START);
+    for last in [7, 7, 0, 1_000_001] {
+        while SEGMENT - writer.bytes.len() % SEGMENT > PAGE {
+            commit(&mut writer, 5);
+            writer.record(10, 0, 1, &[1; 3_000]);
+        }
+        writer.fill_page(if last == 0 { 200 } else { 8 });
+        match last {
+            0 => _ = writer.record(10, 0, 1, &[1; 60_000]),
+            last => commit(&mut writer, last),
+        }
+    }
+    writer.fill();
+    let summaries: Vec<Summary> =
+        writer.bytes.chunks(SEGMENT).zip(FIRST..).map(|(bytes, n)| summarize(name(1, n), bytes, false)).collect();
+    let without = |missing, summaries: &[Summary], behind: Option<&Summary>| {
+        let named = |(segment, summary): (u32, &Summary)| (SegmentName { segment, ..name(1, 0) }, 9, summary.clone());
+        let segments = (252..).zip(summaries).map(named).filter(|(name, ..)| name.segment != missing).collect();
+        let roll_up = RollUp::new((TimelineId::FIRST, 0), segments, SegmentSize::DEFAULT, Version(17));
+        let row = roll_up.row(behind.cloned(), Version(17));
+        row.map(|row| format!("{}-{} {}", row.first, row.last, row.until.format("%T")))
+    };
+    let until = |summaries: &[Summary], behind: Option<&Summary>| without(0, summaries, behind);
+    let (log, behind) = (&summaries[..4], Some(&summaries[4]));
+    assert_eq!(until(log, behind).as_deref(), Some("252-255 00:00:02"), "the last commit ends in the next log");
+    assert_eq!(without(253, log, behind).as_deref(), Some("254-255 00:00:02"));
+    assert_eq!(without(255, log, behind).as_deref(), Some("252-254 00:00:01"), "what goes on is no commit");
+    assert_eq!(until(log, None), None);
+    assert_eq!(until(log, Some(&summaries[1])), None);
+    assert_eq!(until(&log[..2], behind), None, "it ends in a commit");
+    let changed = |changes: &[(usize, &dyn Fn(&mut Summary))]| {
+        let mut log = log.to_vec();
+        changes.iter().for_each(|(at, change)| change(&mut log[*at]));
+        until(&log, behind)
+    };
+    let earlier = |summary: &mut Summary| summary.times = Some((DateTime::UNIX_EPOCH, DateTime::UNIX_EPOCH));
+    assert!(changed(&[(0, &earlier)]).is_some());
+    assert_eq!(changed(&[(1, &|summary| summary.turns.cut = true)]), None);
+    assert_eq!(changed(&[(2, &|summary| summary.ending = Ending::Zeros)]), None);
+    let add = |summary: &mut Summary, fact| {
+        let (lsn, end) = (summary.end, summary.end);
+        summary.turns.items.push(Told { lsn, end, xid: 9, fact });
+    };
+    let time = DateTime::UNIX_EPOCH;
+    let prepare = |summary: &mut Summary| add(summary, Fact::Prepare(Prepared { xid: 9, gid: "p".into(), time }));
+    let end = |summary: &mut Summary| {
+        add(summary, Fact::Abort(TransactionEnd { prepared: true, ..TransactionEnd::new(9, time) }.into()));
+    };
+    assert_eq!(changed(&[(1, &prepare)]), None, "it is open at the end");
+    assert!(changed(&[(1, &prepare), (2, &end)]).is_some());
+    assert!(changed(&[(2, &end)]).is_some(), "an earlier log has it");
 }
