@@ -352,7 +352,8 @@ fn a_roll_up_tells_until_when_its_log_goes_or_nothing() {
     assert_eq!(until(log, None), None);
     assert_eq!(until(log, Some(&summaries[1])), None);
     assert_eq!(until(&log[..2], behind), None, "it ends in a commit");
-    let changed = |changes: &[(usize, &dyn Fn(&mut Summary))]| {
+    type Change<'a> = &'a dyn Fn(&mut Summary);
+    let changed = |changes: &[(usize, Change<'_>)]| {
         let mut log = log.to_vec();
         changes.iter().for_each(|(at, change)| change(&mut log[*at]));
         until(&log, behind)
