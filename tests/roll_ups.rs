@@ -62,7 +62,7 @@ fn a_plan_is_the_same(roll_up: impl Fn(&Protected)) {
         server.replace(&key, damaged);
         let (same, again, _) = plan(&p, &server, &wanted);
         assert_eq!(same, expected);
-        assert_eq!(again, many);
+        assert!(again >= many, "{again} segments of {many}");
     }
     assert_eq!(roll_ups(), [""; 0]);
     // Whoever comes next writes it again.
