@@ -1,24 +1,21 @@
 //! How every backup begins and ends, whichever way its bytes come: its id, the wait for the WAL that makes it
 //! consistent, the manifest, and the document that makes it exist.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use tokio::sync::Mutex;
 
 use super::{
     ancestor::Ancestor,
+    archived::Archived,
     catalogue,
     request::{BackupRequest, Surroundings},
     workers::Haul,
 };
 use crate::{
     error::{Error, Result},
-    postgres::{ControlFile, Lsn, SegmentName, backup_label::BackupLabel, sql::Session},
+    postgres::{ControlFile, Lsn, SegmentName, backup_label::BackupLabel},
     repository::{
         BackupDocument, BackupId, Directory, FORMAT, Manifest, Origin, PartSummary, System, Tablespace, lease::Lease,
     },
@@ -35,7 +32,7 @@ pub struct Taken {
     pub version_number: u32,
     /// The `backup_label` that was stored.
     pub label: BackupLabel,
-    /// WAL up to there makes it consistent.
+    /// Where the server says that it ends.
     pub stop: Lsn,
     /// When it was begun.
     pub started: DateTime<Utc>,
@@ -99,10 +96,11 @@ pub async fn finish(
     around: &Surroundings,
     mut taken: Taken,
 ) -> Result<BackupDocument> {
-    let (timeline, size) = (taken.label.timeline, taken.control.segment_size);
+    taken.stop = end(&taken)?;
+    let (timeline, size, from_standby) = (taken.label.timeline, taken.control.segment_size, taken.label.from_standby());
     let first = SegmentName::holding(timeline, taken.label.start, size);
     let last = SegmentName::holding(timeline, Lsn(taken.stop.0 - 1), size);
-    Archive { system, request, around, first, last }.wait(&taken.control).await?;
+    Archived { system, request, around, first, last, from_standby }.wait().await?;
     let manifest = manifest(system, &mut taken);
     let (content, files) = (manifest.files.iter().map(|f| f.size).sum(), manifest.files.len() as u64);
     let tablespaces = manifest.tablespaces.clone();
@@ -121,6 +119,7 @@ pub async fn finish(
         server_version_num: taken.version_number,
         catalog_version: control.catalog_version,
         timeline,
+        from_standby,
         start_lsn: taken.label.start,
         checkpoint_lsn: taken.label.checkpoint,
         stop_lsn: taken.stop,
@@ -147,6 +146,28 @@ pub async fn finish(
     roll_up(system, around).await;
     around.progress.finish();
     Ok(document)
+}
+
+/// WAL up to there makes the backup consistent. On a standby it is what the stored control file asks for, because there
+/// PostgreSQL writes no record of the end (`do_pg_backup_stop` in xlog.c, `InitWalRecovery` in xlogrecovery.c).
+fn end(taken: &Taken) -> Result<Lsn> {
+    let Taken { label, control, .. } = taken;
+    if !label.from_standby() {
+        return Ok(taken.stop);
+    }
+    match control.minimum_recovery_timeline {
+        Some(timeline) if timeline != label.timeline => Err(Error::failed(format!(
+            "the standby went over from timeline {} to timeline {timeline} while it was backed up",
+            label.timeline
+        ))
+        .hint("take the backup again once the standby has replayed a checkpoint of the new timeline")),
+        Some(_) if control.minimum_recovery > label.checkpoint => Ok(control.minimum_recovery),
+        _ => Err(Error::failed(format!(
+            "the standby has replayed nothing since the checkpoint at {} that its backup begins with",
+            label.checkpoint
+        ))
+        .hint("take the backup again when it has")),
+    }
 }
 
 /// Rolls up what has come to an end since the last backup. The backup exists by now, and needs none of it.
@@ -182,58 +203,5 @@ fn manifest(system: &System, taken: &mut Taken) -> Manifest {
         directories: std::mem::take(&mut taken.directories),
         parts,
         files: std::mem::take(&mut taken.haul.files),
-    }
-}
-
-/// The segments that a backup is of no use without.
-struct Archive<'a> {
-    system: &'a System,
-    request: &'a BackupRequest,
-    around: &'a Surroundings,
-    first: SegmentName,
-    last: SegmentName,
-}
-
-impl Archive<'_> {
-    /// Waits until all of them are there.
-    async fn wait(&self, control: &ControlFile) -> Result<()> {
-        let (size, timeline) = (control.segment_size, self.first.timeline);
-        let (from, to) = (self.first.number(size)?, self.last.number(size)?);
-        self.around.progress.start("waiting for the archive", None);
-        let begun = Instant::now();
-        loop {
-            self.around.interrupt.check()?;
-            let there = self.system.segments(timeline, Some(self.first), Some(self.last)).await?;
-            if there.len() as u64 == to - from + 1 {
-                return Ok(());
-            }
-            let there: HashSet<_> = there.into_iter().map(|(name, _)| name).collect();
-            let missing = (from..=to)
-                .filter_map(|n| SegmentName::from_number(timeline, n, size))
-                .find(|name| !there.contains(name));
-            let missing = missing.map_or_else(String::new, |n| n.to_string());
-            self.around.progress.message(&missing);
-            if begun.elapsed() > self.request.archive_timeout {
-                return Err(Error::failed(format!(
-                    "segment {missing} did not reach the archive within {}; without it the backup is of no use and was not recorded{}",
-                    crate::human::duration(self.request.archive_timeout),
-                    self.complaint().await,
-                ))
-                .hint("the server's log says why archive_command fails; walden check tries it"));
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    }
-
-    /// What the server itself says about its archiving, where it says something.
-    async fn complaint(&self) -> String {
-        let Ok(session) = Session::open(&self.request.conninfo).await else { return String::new() };
-        match session.archiver().await {
-            Ok(status) => match status.last_failed {
-                Some((file, at)) => format!("; archive_command last failed on {file} at {}", crate::human::time(at)),
-                None => String::new(),
-            },
-            Err(_) => String::new(),
-        }
     }
 }

@@ -91,12 +91,12 @@ impl Driver<'_> {
             catalogue::take(self.system, &self.request.conninfo, id, started, level),
         );
         let (mut haul, unnamed) = (haul?, std::mem::take(&mut catalogue.missing));
-        let (stop, last) = self.last_part(&job, session).await?;
+        let (stop, control, last) = self.last_part(&job, session).await?;
         haul.files.extend(last.files);
         haul.parts.extend(last.parts);
         let taken = Taken {
             id,
-            control: self.control.clone(),
+            control,
             version_number: self.facts.version_number,
             label: BackupLabel::parse(&stop.label)?,
             stop: stop.stop,
@@ -195,22 +195,22 @@ impl Driver<'_> {
     }
 
     /// The last part: the control file, read after everything else, and what `pg_backup_stop` gives.
-    async fn last_part(&self, job: &Arc<Job>, session: Session) -> Result<(BackupStop, Haul)> {
+    async fn last_part(&self, job: &Arc<Job>, session: Session) -> Result<(BackupStop, ControlFile, Haul)> {
         self.around.interrupt.check()?;
         let runtime = Handle::current();
         let (control_job, pgdata) = (job.clone(), self.pgdata.to_path_buf());
         let mut haul = Haul::default();
         let attributes = Attributes { mode: 0o600, mtime: self.around.clock.now() };
-        let (part, control) = join(
+        let (part, control, file) = join(
             tokio::task::spawn_blocking(move || {
                 let mut part = control_job.parts.begin(&runtime)?;
-                let (_, bytes) = ControlFile::read_with_bytes(&pgdata)?;
+                let (control, bytes) = ControlFile::read_with_bytes(&pgdata)?;
                 let file = source::store_bytes(Path::new(CONTROL_FILE), &bytes, attributes, &mut part)?;
-                Ok::<_, Error>((part, file))
+                Ok::<_, Error>((part, control, file))
             })
             .await,
         )??;
-        haul.files.push(control);
+        haul.files.push(file);
         let stop = session.backup_stop().await?;
         let texts = [("backup_label", stop.label.clone()), ("tablespace_map", stop.tablespace_map.clone())];
         let (files, part) = join(
@@ -226,7 +226,7 @@ impl Driver<'_> {
         )??;
         haul.files.extend(files);
         haul.parts.push(part);
-        Ok((stop, haul))
+        Ok((stop, control, haul))
     }
 }
 

@@ -2,6 +2,7 @@
 //! replication protocol; either way they become the parts of one complete backup.
 
 mod ancestor;
+mod archived;
 mod catalogue;
 mod changes;
 mod finish;

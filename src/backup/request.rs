@@ -22,6 +22,8 @@ pub struct BackupRequest {
     pub way: Way,
     /// How to reach the server.
     pub conninfo: Conninfo,
+    /// How to reach its primary when it is a standby: at the end of the backup the primary is to end its segment.
+    pub primary: Option<Conninfo>,
     /// The incarnation as the configuration has it.
     pub incarnation: u32,
     /// How many files are read at a time, the local way.
@@ -89,12 +91,11 @@ pub async fn backup(
     }
 }
 
-/// What must hold before anything is begun: a backup without its WAL is none.
+/// What must hold before anything is begun: a backup without its WAL is none. That of a server in recovery is archived
+/// by another.
 pub(super) fn check_archiving(in_recovery: bool, wal_level: WalLevel, archive_mode: ArchiveMode) -> Result<()> {
     if in_recovery {
-        return Err(
-            Error::invalid("the server is a standby, or still in recovery").hint("take the backup on the primary")
-        );
+        return Ok(());
     }
     if wal_level == WalLevel::Minimal {
         return Err(Error::invalid("wal_level is minimal: what is written cannot be archived")

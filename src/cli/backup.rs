@@ -50,6 +50,7 @@ pub async fn take(args: &Args, context: &Context) -> Result<BackupOutcome> {
             false => Way::Local(cluster.pgdata().map_err(without_files)?.to_path_buf()),
         },
         conninfo: cluster.connection()?.reveal().parse()?,
+        primary: cluster.primary.as_ref().map(|c| c.reveal().parse()).transpose()?,
         incarnation: cluster.incarnation,
         parallel: config.backup.parallel,
         level: config.backup.compression,

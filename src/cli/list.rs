@@ -144,6 +144,9 @@ fn table(timelines: &Timelines, context: &Context) -> Table {
     for backup in timelines.backups() {
         let (to, lsn) = reach(backup, context);
         let mut label = backup.label.as_deref().map(report::plain).unwrap_or_default();
+        if backup.from_standby {
+            label = format!("(standby) {label}").trim_end().to_owned();
+        }
         if backup.bad_pages > 0 {
             label =
                 format!("{} {label}", context.output.paint(Paint::Bad, format!("{} damaged pages", backup.bad_pages)));

@@ -125,6 +125,13 @@ pub static KEYS: &[Key] = &[
     ),
     key(
         "cluster",
+        "primary",
+        Kind::Connection,
+        Nothing,
+        "How to connect to the primary, where `connection` leads to a standby: at the end of a backup from there `walden backup` calls `pg_switch_wal()` on the primary, so that an idle one archives the last segment.",
+    ),
+    key(
+        "cluster",
         "incarnation",
         Kind::Whole(1, 4_294_967_295),
         Is("1"),

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    ArchiveConfig, BackupConfig, ClusterConfig, Config, Origin, RepositoryConfig, RestoreConfig, Setting, Value,
-    environment, file,
+    ArchiveConfig, BackupConfig, ClusterConfig, Config, Connection, Origin, RepositoryConfig, RestoreConfig, Setting,
+    Value, environment, file,
     keys::{self, Fallback, KEYS, Key},
     value::Raw,
 };
@@ -103,11 +103,9 @@ impl Layers {
         ClusterConfig {
             name: name.clone(),
             incarnation: u32::try_from(table.whole("incarnation")).unwrap_or(u32::MAX),
+            primary: table.connection("primary"),
             pgdata: table.text("pgdata").map(PathBuf::from),
-            connection: match table.value("connection") {
-                Some(Value::Connection(connection)) => Some(connection.clone()),
-                _ => None,
-            },
+            connection: table.connection("connection"),
         }
     }
 
@@ -151,6 +149,13 @@ impl Table<'_> {
     fn text(&self, name: &'static str) -> Option<String> {
         match self.value(name) {
             Some(Value::Text(text)) => Some(text.clone()),
+            _ => None,
+        }
+    }
+
+    fn connection(&self, name: &'static str) -> Option<Connection> {
+        match self.value(name) {
+            Some(Value::Connection(connection)) => Some(connection.clone()),
             _ => None,
         }
     }

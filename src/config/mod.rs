@@ -87,6 +87,8 @@ pub struct ClusterConfig {
     pub name: ClusterName,
     /// Which incarnation of the system archives here.
     pub incarnation: u32,
+    /// How to connect to the primary, where `connection` leads to a standby.
+    pub primary: Option<Connection>,
     pgdata: Option<PathBuf>,
     connection: Option<Connection>,
 }
@@ -222,7 +224,7 @@ impl Config {
             (None, _) => Err(Error::invalid("several clusters are configured")
                 .hint(format!("choose one with --cluster: {}", names().collect::<Vec<_>>().join(", ")))),
             (Some(name), []) => {
-                Ok(ClusterConfig { name: name.parse()?, incarnation: 1, pgdata: None, connection: None })
+                Ok(ClusterConfig { name: name.parse()?, incarnation: 1, primary: None, pgdata: None, connection: None })
             }
             (Some(name), clusters) => clusters.iter().find(|c| c.name.as_str() == name).cloned().ok_or_else(|| {
                 let error = Error::invalid(format!("no cluster \"{name}\" is configured"));

@@ -267,7 +267,8 @@ impl Planner<'_> {
 
     /// The newest backup that leads to the stop; none when the target lies before the first one that does.
     fn begins_with<'b>(&self, place: Place<'b>, begin: Lsn, seen: &Seen, stop: Stop) -> Option<&'b BackupDocument> {
-        let leads = |b: &&BackupDocument| b.stop_lsn <= stop.lsn && (place.from.is_some() || b.start_lsn >= begin);
+        let leads =
+            |b: &&BackupDocument| b.stop_lsn <= stop.replayed() && (place.from.is_some() || b.start_lsn >= begin);
         let mut leading = place.usable.iter().copied().filter(leads);
         if self.precedes(place, seen, leading.clone().next()?) {
             return None;
@@ -317,7 +318,7 @@ impl Planner<'_> {
         let survey = Survey::new(rule, backup.start_lsn, Vec::new());
         let (survey, _) = scan::scan(self.system, segments, survey, self.watch).await?;
         let seen = survey.finish();
-        Ok(seen.stop.filter(|s| s.lsn >= backup.stop_lsn && seen.reached_time).map(|stop| (backup, stop)))
+        Ok(seen.stop.filter(|s| s.replayed() >= backup.stop_lsn && seen.reached_time).map(|stop| (backup, stop)))
     }
 
     /// Whether the first commit or abort from `begin` on is certainly later than `wanted`, as it is unless the clock went

@@ -49,6 +49,14 @@ pub struct Stop {
     pub end: Lsn,
 }
 
+impl Stop {
+    /// How far replay has come then. A backup from a standby may be consistent at the end of the very last record.
+    #[must_use]
+    pub fn replayed(&self) -> Lsn {
+        if self.inclusive { self.end } else { self.lsn }
+    }
+}
+
 /// Is shown the log of one path in order, segment by segment.
 #[derive(Debug)]
 pub struct Survey {

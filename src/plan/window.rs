@@ -214,6 +214,8 @@ pub struct BackupMark {
     pub label: Option<String>,
     /// The timeline it was taken on.
     pub timeline: TimelineId,
+    /// Whether the server was a standby.
+    pub from_standby: bool,
     /// Where replay starts.
     pub start_lsn: Lsn,
     /// Where it is consistent.

@@ -387,11 +387,14 @@ impl Session {
     fn failed(&self, what: &str, error: tokio_postgres::Error) -> Error {
         let denied = error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
         let closed = error.is_closed();
+        let hint = error.as_db_error().and_then(|said| said.hint()).map(str::to_owned);
         let made = describe(format!("{what} (PostgreSQL at {})", self.server), error);
         if denied {
             made.hint("connect as a superuser, or grant EXECUTE on the function that is named to this role")
         } else if closed {
             made.hint("the server ended the connection: see its log")
+        } else if let Some(hint) = hint {
+            made.hint(hint)
         } else {
             made
         }

@@ -104,6 +104,7 @@ impl Timeline {
             id: stopped.format("%Y%m%dT%H%M%SZ").to_string().parse().unwrap(),
             label: label.map(str::to_owned),
             timeline: self.timeline,
+            from_standby: false,
             start_lsn: lsn(segment, 0x28),
             stop_lsn: lsn(segment, 0x100),
             started: stopped,

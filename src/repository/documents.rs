@@ -97,6 +97,9 @@ pub struct BackupDocument {
     pub catalog_version: u32,
     /// The timeline it was taken on.
     pub timeline: TimelineId,
+    /// Whether the server was a standby.
+    #[serde(default)]
+    pub from_standby: bool,
     /// Where replay starts: the redo location in `backup_label`.
     pub start_lsn: Lsn,
     /// Where its checkpoint record begins.

@@ -361,6 +361,7 @@ impl Gather<'_> {
                 id: backup.id,
                 label: backup.label.clone(),
                 timeline,
+                from_standby: backup.from_standby,
                 start_lsn: backup.start_lsn,
                 stop_lsn: backup.stop_lsn,
                 started: backup.started,

@@ -17,6 +17,7 @@ mod cluster;
 mod installation;
 mod processes;
 mod server;
+mod standby;
 
 pub(crate) use self::installation::{tools, workspace};
 pub use self::{
