@@ -76,6 +76,13 @@ fn stream(folder: &Path, mut to: impl FnMut(&[u8])) {
     }
 }
 
+/// Reads and no more: what the others do besides is their own.
+fn pass_files(folder: &Path) -> u64 {
+    let mut bytes = 0;
+    stream(folder, |piece| bytes += black_box(piece).len() as u64);
+    bytes
+}
+
 fn read_files(folder: &Path) -> u64 {
     let (mut reader, mut records) = (None, 0);
     stream(folder, |piece| {
@@ -165,11 +172,25 @@ fn benches(criterion: &mut Criterion) {
 
 criterion_group!(all, benches);
 
-/// With `read FOLDER` or `summarize FOLDER`: does just that once, for `benches/reader`, and prints the number of records.
+/// With `pass FOLDER`, `read FOLDER` or `summarize FOLDER`: does just that once, for `benches/reader`, and prints the number
+/// of bytes or records. With `heads FOLDER`: prints how many bytes the summary of each segment takes in the head of its object,
+/// and how many of these its counts of rows.
 #[allow(clippy::print_stdout, reason = "the answer")]
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["pass", folder] => println!("{}", pass_files(Path::new(folder))),
+        ["heads", folder] => {
+            for path in files(Path::new(folder)) {
+                let bytes = fs::read(path).unwrap();
+                let mut summarizer = Summarizer::new(SegmentHeader::parse(&bytes).unwrap().start);
+                summarizer.feed(&bytes);
+                let summary = summarizer.finish();
+                let length = |json: Vec<u8>| json.len();
+                let rows = length(serde_json::to_vec(&summary.rows).unwrap());
+                println!("{} {rows}", length(serde_json::to_vec(&summary).unwrap()));
+            }
+        }
         ["read", folder] => println!("{}", read_files(Path::new(folder))),
         ["summarize", folder] => println!("{}", summarize_files(Path::new(folder))),
         _ => {

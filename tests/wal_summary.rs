@@ -337,7 +337,16 @@ fn expected(own: &[&Record]) -> Summary {
             continue;
         }
         let [inserted, updated, deleted, images] = add;
-        let row = RowCount { file, xid: record.xid, lsn: record.start, inserted: 0, updated: 0, deleted: 0, images: 0 };
+        let row = RowCount {
+            file,
+            xid: record.xid,
+            lsn: record.start,
+            inserted: 0,
+            updated: 0,
+            deleted: 0,
+            images: 0,
+            unended: false,
+        };
         let row = rows.entry((file, record.xid)).or_insert(row);
         row.inserted += inserted;
         row.updated += updated;
@@ -350,6 +359,7 @@ fn expected(own: &[&Record]) -> Summary {
 
 fn by_place(rows: &[RowCount]) -> Vec<RowCount> {
     let mut rows = rows.to_vec();
+    rows.iter_mut().for_each(|row| row.unended = false);
     rows.sort_by_key(|row| (row.file, row.xid));
     rows
 }

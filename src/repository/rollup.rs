@@ -18,7 +18,7 @@ use crate::{
     error::{Error, Result},
     postgres::{SegmentName, SegmentSize, TimelineId, Version},
     seal::FrameWriter,
-    wal::{Ending, Fact, Joined, List, RowCount, Summary, Tail, Told, summary::SUMMARY_FORMAT},
+    wal::{Ending, Fact, Joined, List, RowCounts, Summary, Tail, Told, summary::SUMMARY_FORMAT},
 };
 
 /// zstd's level: it is written once, and read for years.
@@ -30,7 +30,7 @@ const LISTS: u64 = 3 << 20;
 /// The most bytes of JSON that the lists of one segment may take.
 const ENTRY: u64 = 6 << 10;
 /// How many counts of rows are kept of a segment.
-const ROWS: usize = 8;
+const ROWS: usize = 16;
 
 /// The document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,20 +81,19 @@ impl Entry {
 struct Details {
     #[serde(default, skip_serializing_if = "List::is_empty")]
     changes: List<Told>,
-    #[serde(default, skip_serializing_if = "List::is_empty")]
-    rows: List<RowCount>,
+    #[serde(default, skip_serializing_if = "RowCounts::is_empty")]
+    rows: RowCounts,
 }
 
 impl Details {
     /// Takes them out of a summary, which is left with lists that are cut where something was in them.
     fn take(summary: &mut Summary) -> Self {
-        Self { changes: take(&mut summary.changes), rows: take(&mut summary.rows) }
+        let (rows, changes) = (summary.rows.emptied(), List { items: Vec::new(), cut: !summary.changes.is_empty() });
+        Self {
+            changes: std::mem::replace(&mut summary.changes, changes),
+            rows: std::mem::replace(&mut summary.rows, rows),
+        }
     }
-}
-
-fn take<T>(list: &mut List<T>) -> List<T> {
-    let left = List { items: Vec::new(), cut: !list.is_empty() };
-    std::mem::replace(list, left)
 }
 
 /// What a roll-up has of a segment.
@@ -286,14 +285,13 @@ fn follows(first: SegmentName, second: SegmentName) -> bool {
 
 /// Cuts the lists to so many bytes of JSON: what most readers do not need goes first.
 fn shorten(summary: &mut Summary, room: usize) {
-    summary.rows.cut |= summary.rows.items.len() > ROWS;
-    summary.rows.items.truncate(ROWS);
+    summary.rows.truncate(ROWS);
     let fits = |summary: &Summary| {
         let lists = (&summary.turns, &summary.changes, &summary.rows);
         serde_json::to_vec(&lists).is_ok_and(|json| json.len() <= room)
     };
     if !fits(summary) {
-        summary.rows = List { items: Vec::new(), cut: true };
+        summary.rows.truncate(0);
     }
     if !fits(summary) {
         summary.changes = List { items: Vec::new(), cut: true };

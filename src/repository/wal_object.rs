@@ -54,7 +54,7 @@ impl WalHead {
     /// rows, then the changes, at last the whole summary.
     pub fn to_bytes(&mut self) -> Result<Vec<u8>> {
         let cuts: [fn(&mut Option<Summary>); 3] = [
-            |summary| summary.iter_mut().for_each(|s| s.rows = List { items: Vec::new(), cut: true }),
+            |summary| summary.iter_mut().for_each(|s| s.rows = s.rows.emptied()),
             |summary| summary.iter_mut().for_each(|s| s.changes = List { items: Vec::new(), cut: true }),
             |summary| *summary = None,
         ];

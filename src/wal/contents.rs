@@ -173,6 +173,7 @@ fn is_rare(fact: &Fact) -> bool {
             | Fact::Rows(_)
             | Fact::Named { .. }
             | Fact::PageImage { .. }
+            | Fact::Assignment { .. }
             | Fact::Other
     )
 }

@@ -36,6 +36,7 @@ impl Interest {
         match rmid {
             resource_manager::HEAP => told(matches!(op & 0x70, 0x00 | 0x10 | 0x20 | 0x40 | 0x70), Self::Search),
             resource_manager::HEAP2 => told(op & 0x70 == 0x50, Self::Search),
+            resource_manager::XACT if op & 0x70 == 0x50 => Self::Search,
             resource_manager::XACT => told(op & 0x70 <= 0x40, Self::Plan),
             resource_manager::XLOG if op == 0xB0 => Self::Search,
             resource_manager::XLOG => {
@@ -266,6 +267,7 @@ fn xact(header: &RecordHeader, fields: Fields<'_>, version: Version) -> Option<F
         0x00 | 0x30 => Fact::Commit(Box::new(transaction_end(header, fields, version)?)),
         0x20 | 0x40 => Fact::Abort(Box::new(transaction_end(header, fields, version)?)),
         0x10 => Fact::Prepare(prepared(fields, version)?),
+        0x50 => assignment(fields)?,
         _ => Fact::Other,
     })
 }
@@ -312,6 +314,13 @@ fn transaction_end(header: &RecordHeader, mut fields: Fields<'_>, version: Versi
         return None;
     }
     Some(end)
+}
+
+/// `xl_xact_assignment`.
+fn assignment(mut fields: Fields<'_>) -> Option<Fact> {
+    let top = fields.u32()?;
+    let mut list = list(&mut fields, 4)?;
+    Some(Fact::Assignment { top, subtransactions: std::iter::from_fn(|| list.u32()).collect() })
 }
 
 /// A list of items of this size, behind their count.

@@ -143,6 +143,14 @@ pub enum Fact {
         /// How many pages.
         pages: u32,
     },
+    /// Subtransactions that have numbers belong to this transaction, which goes on (`XLOG_XACT_ASSIGNMENT`: every 64 of
+    /// them are told).
+    Assignment {
+        /// The top transaction.
+        top: u32,
+        /// Its subtransactions.
+        subtransactions: Vec<u32>,
+    },
     /// Anything else.
     #[serde(other)]
     Other,

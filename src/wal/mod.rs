@@ -29,4 +29,4 @@ pub use page::{PageHeader, SegmentHeader};
 pub use reader::{End, Reader, Records};
 pub use record::Record;
 pub use stop::{Ended, Seen, Stop, StopFinder, StopRule};
-pub use summary::{Ending, Joined, Lead, List, RowCount, Summarizer, Summary, Tail, Told};
+pub use summary::{Ending, Joined, Lead, List, Rest, RowCount, RowCounts, Summarizer, Summary, Tail, Told};

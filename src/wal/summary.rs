@@ -11,14 +11,20 @@ use serde::{Deserialize, Serialize};
 mod add;
 mod bounds;
 mod join;
+mod rest;
 mod summarizer;
+mod tally;
 
-pub use self::{join::Joined, summarizer::Summarizer};
+pub use self::{join::Joined, rest::Rest, summarizer::Summarizer};
 use super::{Ended, Fact, RelFile, decode::Interest, record::RecordHeader};
 use crate::postgres::Lsn;
 
 /// The format of the summaries that are written. One of a later format is passed over, and the records are read.
 pub const SUMMARY_FORMAT: u32 = 1;
+
+/// A transaction that ended in a segment and changed fewer rows of a table there than these is listed in the segment's
+/// head only as long as there are not many like it.
+pub const FEW: u64 = 20;
 
 /// What one segment holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,10 +78,27 @@ pub struct Summary {
     /// The files that the making of a database fills in the same segment are left out, here and in `rows`.
     #[serde(default, skip_serializing_if = "List::is_empty")]
     pub changes: List<Told>,
-    /// How many rows were changed, by file and transaction; those with the most changes first. When it is cut, those with
-    /// the most updates and deletions were kept, and the others as far as there was room.
-    #[serde(default, skip_serializing_if = "List::is_empty")]
-    pub rows: List<RowCount>,
+    /// How many rows were changed.
+    #[serde(default, skip_serializing_if = "RowCounts::is_empty")]
+    pub rows: RowCounts,
+}
+
+/// How many rows were changed, by file and transaction.
+///
+/// In the head of an object subtransactions are counted with their top one where the segment tells which that is. Where it
+/// is cut, transactions are missing that ended in the segment after [`FEW`] changes of a table at most, and such as there
+/// was no room for: those with the most updates and deletions were kept, and of those that go on past the segment the ones
+/// that were first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowCounts {
+    /// Those with the most changes first.
+    pub items: Vec<RowCount>,
+    /// Whether there are more than that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cut: bool,
+    /// Those that are missing in `items`, in sum; not known where it is cut and this is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rest: Option<Rest>,
 }
 
 /// A list, or the part of it that there was room for.
@@ -146,6 +169,9 @@ pub struct RowCount {
     /// Pages written without rows: a relation that is written anew, or an index that is built.
     #[serde(default, skip_serializing_if = "is_none_of_them")]
     pub images: u64,
+    /// The transaction, as far as the segment tells, did not end in it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unended: bool,
 }
 
 /// The first bytes of a segment, which continue a record. None of it is left once that was joined.
@@ -237,8 +263,7 @@ impl Summary {
     }
 
     /// Whether the summary, once it was joined with the next one, tells all that a plan needs; with `searching` all that a
-    /// search needs too, except that [`Summary::rows`] may be cut: the transactions that are missing there changed few
-    /// rows. If not, the records must be read: those of this segment, and of the following ones for the end of the last.
+    /// search needs too, except that [`Summary::rows`] may be cut: what is missing there is told by [`Rest`]. If not, the records must be read: those of this segment, and of the following ones for the end of the last.
     #[must_use]
     pub fn suffices(&self, searching: bool) -> bool {
         let needed = if searching { Interest::Search } else { Interest::Plan };

@@ -5,7 +5,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use walden::{
     postgres::{Lsn, SegmentName, SegmentSize, SystemId, TimelineId, Version},
     seal::Blake3,
-    wal::{Checkpoint, Ended, Fact, List, RelFile, RowCount, Summary, Told, WalLevel, summary::SUMMARY_FORMAT},
+    wal::{
+        Checkpoint, Ended, Fact, List, RelFile, Rest, RowCount, RowCounts, Summary, Told, WalLevel,
+        summary::SUMMARY_FORMAT,
+    },
 };
 
 pub const SIZE: SegmentSize = SegmentSize::DEFAULT;
@@ -126,7 +129,7 @@ impl Writer {
     }
 
     /// The counts of rows that a segment of a busy server has in its head.
-    pub fn rows(&self, number: u64) -> List<RowCount> {
+    pub fn rows(&self, number: u64) -> RowCounts {
         let count = |n: u64| RowCount {
             file: RelFile { tablespace: 1663, database: 5, number: 16_384 + n as u32 % 8 },
             xid: Self::xid(number, n),
@@ -135,8 +138,11 @@ impl Writer {
             updated: 5,
             deleted: 0,
             images: 0,
+            unended: true,
         };
-        List { items: (0..60).map(count).collect(), cut: true }
+        let rest =
+            Rest { pairs: 25_000, updated: 20_000, inserted: 9_000, most: 9, most_unended: 0, ..Rest::default() };
+        RowCounts { items: (0..40).map(count).collect(), cut: true, rest: Some(rest) }
     }
 
     /// The bytes of segment `number`.

@@ -124,6 +124,12 @@ pub struct Finding {
     /// Rows updated.
     #[serde(skip_serializing_if = "is_zero")]
     pub updated: u64,
+    /// There may have been more: the summaries of the segments do not tell of small changes on a busy server.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub at_least: bool,
+    /// A record of these changes that was counted last.
+    #[serde(skip)]
+    pub(super) listed: Lsn,
     /// Where recovery has to stop to be just before it: the start of the first record that it must not replay.
     pub stop: Lsn,
     /// Whether the end of its transaction is still to be looked up.
@@ -140,6 +146,15 @@ pub struct Finding {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
 fn is_zero(count: &u64) -> bool {
     *count == 0
+}
+
+impl Finding {
+    /// Says that the numbers of rows are the least that there were.
+    pub(super) fn mark_at_least(&mut self) {
+        let Some((verb, rest)) = self.what.split_once(' ').filter(|_| !self.at_least) else { return };
+        self.what = format!("{verb} at least {rest}");
+        self.at_least = true;
+    }
 }
 
 /// A database by its number and, where it is known, its name.

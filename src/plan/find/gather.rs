@@ -5,16 +5,16 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 
+use super::cuts::Cuts;
 use crate::{
     postgres::{Lsn, TimelineId},
-    wal::{Change, Dropped, Fact, Named, Parameters, RelFile, RowCount, Rows, Summary, Told, TransactionEnd},
+    wal::{
+        Change, Dropped, Fact, Named, Parameters, RelFile, RowCount, Rows, Summary, Told, TransactionEnd, summary::FEW,
+    },
 };
 
 /// Transactions that are followed at a time. What is more is forgotten, those with the fewest rows first.
 const OPEN: usize = 300_000;
-/// Of a transaction that changes fewer rows of a table than these within a segment nothing is kept, unless it is asked
-/// for by its number or by its table.
-const FEW: u64 = 20;
 /// Transactions and marks that are kept: the newest.
 const KEPT: usize = 300_000;
 
@@ -77,6 +77,10 @@ pub(super) struct FileRows {
     pub updated: u64,
     pub deleted: u64,
     pub images: u64,
+    /// A record that was counted last.
+    pub listed: Lsn,
+    /// There may be more of them, where the log does not tell all.
+    pub at_least: bool,
 }
 
 impl FileRows {
@@ -127,6 +131,10 @@ pub(super) struct Gatherer {
     pub happenings: Vec<Happening>,
     /// The names that rows of catalogues were given on the way: where, in which file, and what.
     pub named: Vec<(Lsn, RelFile, Named)>,
+    /// The segments that do not tell of all rows.
+    pub cuts: Cuts,
+    /// The first record of the segment before.
+    previous: Option<Lsn>,
     /// Whether happenings were forgotten.
     pub forgotten: bool,
 }
@@ -141,6 +149,8 @@ impl Gatherer {
             parameters: None,
             happenings: Vec::new(),
             named: Vec::new(),
+            cuts: Cuts::default(),
+            previous: None,
             forgotten: false,
         }
     }
@@ -151,6 +161,8 @@ impl Gatherer {
         for rows in &summary.rows.items {
             self.rows(rows);
         }
+        self.cuts.note(summary);
+        self.previous = summary.first.or(self.previous);
         let mut told: Vec<&Told> = summary.turns.items.iter().chain(&summary.changes.items).collect();
         told.sort_by_key(|t| t.lsn);
         for told in told {
@@ -183,12 +195,19 @@ impl Gatherer {
         let all = self.wanted.xid.is_some() || self.wanted.rows.is_some_and(|least| least < FEW);
         let open = self.open.get(&rows.xid);
         let own = open.is_some_and(|o| o.made.contains(&rows.file));
-        let wanted = self.wanted.rows.is_some() && changed >= FEW || all || own || rows.images > 0;
+        // Few rows in each of many segments are many.
+        let many = changed >= FEW || changed > 0 && rows.unended;
+        let wanted = self.wanted.rows.is_some() && many || all || own || rows.images > 0;
         if !(wanted || open.is_some_and(|o| o.rows.iter().any(|r| r.file == rows.file))) {
             return;
         }
+        let known = open.and_then(|o| o.rows.iter().find(|r| r.file == rows.file).map(|r| r.listed));
+        let missed = match known.or(open.map(|o| o.first)) {
+            Some(listed) => self.cuts.miss_since(listed),
+            None => self.cuts.miss_before(self.previous),
+        };
         let open = self.open(rows.xid, rows.lsn);
-        open.count(rows.into());
+        open.count(FileRows { at_least: missed, ..rows.into() });
     }
 
     fn open(&mut self, xid: u32, lsn: Lsn) -> &mut Open {
@@ -299,6 +318,10 @@ impl Gatherer {
         if aborted && !asked {
             return;
         }
+        let hidden = !end.subtransactions.is_empty() && self.cuts.miss_since(open.first);
+        for rows in &mut open.rows {
+            rows.at_least |= hidden || self.cuts.miss(rows.listed, lsn);
+        }
         let created = open.made.iter().filter(|f| !end.removed.contains(f)).copied().collect();
         let removed: Vec<RelFile> = end.removed.iter().filter(|f| !open.made.contains(f)).copied().collect();
         let structural = !removed.is_empty() || !end.dropped.is_empty();
@@ -366,6 +389,8 @@ impl Open {
                 sum.updated += rows.updated;
                 sum.deleted += rows.deleted;
                 sum.images += rows.images;
+                sum.listed = sum.listed.max(rows.listed);
+                sum.at_least |= rows.at_least;
             }
             None => self.rows.push(rows),
         }
@@ -374,7 +399,7 @@ impl Open {
 
 impl From<&RowCount> for FileRows {
     fn from(rows: &RowCount) -> Self {
-        let RowCount { file, inserted, updated, deleted, images, .. } = *rows;
-        Self { file, inserted, updated, deleted, images }
+        let RowCount { file, lsn: listed, inserted, updated, deleted, images, .. } = *rows;
+        Self { file, inserted, updated, deleted, images, listed, at_least: false }
     }
 }

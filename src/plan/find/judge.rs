@@ -142,6 +142,10 @@ impl<'n> Judge<'n> {
         };
         let found = self.found(kind, happening, what);
         (found.deleted, found.updated) = (rows.deleted, rows.updated);
+        found.listed = rows.listed;
+        if rows.at_least {
+            found.mark_at_least();
+        }
         found.database = Some(relation.database.clone());
         found.relations = vec![relation];
         true
@@ -331,6 +335,8 @@ impl<'n> Judge<'n> {
             relations: Vec::new(),
             deleted: 0,
             updated: 0,
+            at_least: false,
+            listed: happening.lsn,
             stop: happening.stop,
             pending: match &happening.what {
                 What::Transaction(work) => work.unended,

@@ -2,8 +2,10 @@
 //! and says for each the target that stops just before it.
 //!
 //! [`gather`] puts together what the log tells of a transaction, [`names`] knows what the numbers are called, [`judge`]
-//! says what it means, [`ends`] reads where a transaction ended that the summaries do not tell.
+//! says what it means, [`ends`] reads where a transaction ended that the summaries do not tell, [`cuts`] knows where they
+//! do not tell all.
 
+mod cuts;
 mod ends;
 mod finding;
 mod gather;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
+    cuts::Cuts,
     ends::{self, Ends},
     finding::{FindKind, Finding},
     gather::{Gatherer, Happening, Wanted, What, Work},
@@ -58,13 +59,13 @@ pub(in crate::plan) struct Searched {
     pub findings: Vec<Finding>,
     /// Whether older things were forgotten, because there were too many.
     pub forgotten: bool,
-    /// Why segments are not known, in words.
+    /// What is not known, in words.
     pub unknown: Vec<String>,
 }
 
 /// Searches.
 pub(in crate::plan) async fn search(stretch: Stretch<'_>, terms: &Terms<'_>, watch: &Watch) -> Result<Searched> {
-    let (mut gathered, parts, unknown) = gather(stretch, terms, watch).await?;
+    let (mut gathered, parts, mut unknown) = gather(stretch, terms, watch).await?;
     if let Some(xid) = terms.xid {
         let known = gathered.happenings.iter().any(|h| matches!(&h.what, What::Transaction(work) if work.asked));
         if !known {
@@ -87,10 +88,11 @@ pub(in crate::plan) async fn search(stretch: Stretch<'_>, terms: &Terms<'_>, wat
     }
     let mut findings: Vec<Finding> = judge.finish().into_iter().filter(|f| terms.cover(f)).collect();
     most(&mut findings, terms.top.saturating_mul(2), terms.xid.is_some());
-    look_up(stretch, &parts, &mut findings, watch).await?;
+    look_up(stretch, &parts, &gathered.cuts, &mut findings, watch).await?;
     most(&mut findings, terms.top, terms.xid.is_some());
     findings.retain(|f| f.stop >= stretch.from && stretch.to.is_none_or(|to| f.lsn < to));
     findings.sort_by_key(|f| f.lsn);
+    unknown.extend(gathered.cuts.remark(terms.rows));
     Ok(Searched { findings, forgotten: gathered.forgotten, unknown })
 }
 
@@ -203,6 +205,7 @@ fn catalogues<'a>(stretch: Stretch<'a>) -> Vec<&'a BackupDocument> {
 async fn look_up(
     stretch: Stretch<'_>,
     searched: &[Vec<Ends>],
+    cuts: &Cuts,
     findings: &mut Vec<Finding>,
     watch: &Watch,
 ) -> Result<()> {
@@ -230,6 +233,9 @@ async fn look_up(
         }
         let Some(end) = end else { return false };
         (finding.lsn, finding.stop, finding.time, finding.pending) = (end.lsn, end.lsn, Some(end.time), false);
+        if finding.deleted + finding.updated > 0 && cuts.miss(finding.listed, end.lsn) {
+            finding.mark_at_least();
+        }
         if !end.committed {
             finding.kind = FindKind::Abort;
             finding.what = format!("rolled back{}", finding.what.strip_prefix("committed").unwrap_or_default());

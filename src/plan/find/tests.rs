@@ -90,7 +90,7 @@ impl Log {
 
     fn rows(&mut self, xid: u32, number: u32, (inserted, updated, deleted): (u64, u64, u64), images: u64) -> &mut Self {
         let lsn = Lsn(self.lsn + 1);
-        let rows = RowCount { file: file(number), xid, lsn, inserted, updated, deleted, images };
+        let rows = RowCount { file: file(number), xid, lsn, inserted, updated, deleted, images, unended: false };
         self.summary.rows.items.push(rows);
         self
     }

@@ -176,7 +176,7 @@ impl Source {
     pub fn lighten(&self, summary: &mut Summary) {
         if self.need == Need::Planning {
             summary.changes = cut(&summary.changes);
-            summary.rows = cut(&summary.rows);
+            summary.rows = summary.rows.emptied();
         }
     }
 

@@ -94,7 +94,7 @@ impl List {
             | Fact::Named { .. }
             | Fact::Message { .. } => Self::Changes,
             Fact::Rows(rows) if rows.file.tablespace == GLOBAL && rows.change != Change::Insert => Self::Changes,
-            Fact::Rows(_) | Fact::PageImage { .. } | Fact::Switch | Fact::Other => Self::None,
+            Fact::Rows(_) | Fact::PageImage { .. } | Fact::Assignment { .. } | Fact::Switch | Fact::Other => Self::None,
         }
     }
 }
@@ -110,7 +110,16 @@ impl RowCount {
         if record.xid == 0 {
             return None;
         }
-        Some(Self { file, xid: record.xid, lsn: record.start, inserted: 0, updated: 0, deleted: 0, images: 0 })
+        Some(Self {
+            file,
+            xid: record.xid,
+            lsn: record.start,
+            inserted: 0,
+            updated: 0,
+            deleted: 0,
+            images: 0,
+            unended: false,
+        })
     }
 
     /// Adds what a record says about rows.
@@ -128,6 +137,12 @@ impl RowCount {
             Fact::PageImage { pages, .. } => self.images = self.images.saturating_add((*pages).into()),
             _ => {}
         }
+    }
+
+    /// Rows updated and deleted.
+    #[must_use]
+    pub fn changed(&self) -> u64 {
+        self.updated.saturating_add(self.deleted)
     }
 
     /// All changes together.

@@ -1,10 +1,8 @@
 //! What of a summary is kept where there is no room for all.
 
-use std::cmp::Reverse;
-
 use serde::Serialize;
 
-use super::{Ending, List, RowCount, Summary, Told};
+use super::{Ending, List, Rest, RowCount, RowCounts, Summary, Told};
 use crate::wal::{Change, Fact, WalLevel, runs};
 
 /// What the fields of fixed size may take, in bytes of JSON.
@@ -15,6 +13,12 @@ const FACT: usize = 4 << 10;
 const LISTED: usize = 80;
 /// The most bytes of a text.
 const TEXT: usize = 512;
+/// The most counts of rows that have many changes.
+const LARGE: usize = 64;
+/// The most counts of rows with few changes, of transactions that go on past the segment.
+const UNENDED: usize = 32;
+/// The most bytes of JSON that the counts of rows may take.
+const ROWS: usize = 12 << 10;
 
 impl Summary {
     /// The most bytes of JSON that a bounded summary takes.
@@ -28,7 +32,7 @@ impl Summary {
         let mut room = Self::LONGEST - FIXED - length(&self.lead) - length(&self.tail);
         room -= self.turns.fit(room * 2 / 5, turn_rank);
         room -= self.changes.fit(room * 5 / 8, change_rank);
-        self.rows.fit(room);
+        self.rows.fit(room.min(ROWS));
     }
 
     /// Keeps the memory small when a fact was added: cuts its lists and texts, and drops what matters least when there are
@@ -84,44 +88,45 @@ impl List<Told> {
     }
 }
 
-impl List<RowCount> {
-    /// The most changes first.
-    pub(super) fn sort(&mut self) {
-        self.items.sort_unstable_by_key(|count| (Reverse(count.total()), count.lsn));
-    }
-
-    /// Keeps what has room in so many bytes of JSON: up to half of that goes to those with the most updates and deletions.
+impl RowCounts {
+    /// Keeps what has room in so many bytes of JSON.
     fn fit(&mut self, room: usize) {
-        // More never have room.
-        const SHORTEST: usize = 40;
-        let taken = |items: &[RowCount]| items.iter().map(|count| length(count) + 1).sum::<usize>();
-        if self.items.len() <= room / SHORTEST && taken(&self.items) <= room {
-            return;
-        }
-        self.cut = true;
-        let mut others = std::mem::take(&mut self.items);
-        others.sort_by_key(|count| Reverse(count.updated + count.deleted));
-        let losses = others.iter().take_while(|count| count.updated + count.deleted > 0);
+        let (small, large): (Vec<_>, Vec<_>) = self.items.drain(..).partition(|c| c.unended && c.is_small());
+        let (small, large) = (kept(small, UNENDED, RowCount::age), kept(large, LARGE, RowCount::rank));
         let mut left = room;
-        let first = losses
-            .take_while(|count| {
-                let length = length(count) + 1;
-                let fits = left >= length + room / 2;
-                left -= if fits { length } else { 0 };
-                fits
-            })
-            .count();
-        self.items = others.drain(..first).collect();
-        others.sort_unstable_by_key(|count| (Reverse(count.total()), count.lsn));
-        for count in others {
-            let length = length(&count) + 1;
-            if length > left {
-                break;
+        let mut fits = |count: &RowCount| {
+            let length = length(count) + 1;
+            let fits = length <= left;
+            left -= if fits { length } else { 0 };
+            fits
+        };
+        let mut rest = Rest::default();
+        for (count, wanted) in large.into_iter().chain(small) {
+            if wanted && fits(&count) {
+                self.items.push(count);
+            } else {
+                rest.add(&count, count.unended);
             }
-            left -= length;
-            self.items.push(count);
         }
+        self.leave_out(rest);
         self.sort();
+    }
+}
+
+/// Each with whether it is among the first so many by that order.
+fn kept<K: Ord>(
+    mut counts: Vec<RowCount>,
+    most: usize,
+    order: impl FnMut(&RowCount) -> K,
+) -> impl Iterator<Item = (RowCount, bool)> {
+    counts.sort_by_cached_key(order);
+    counts.into_iter().enumerate().map(move |(place, count)| (count, place < most))
+}
+
+impl RowCount {
+    /// Files that were written as wholes come first, then transactions by their first record.
+    fn age(&self) -> impl Ord + use<> {
+        (self.images == 0, self.lsn)
     }
 }
 

@@ -165,6 +165,7 @@ impl Summary {
             Some(row) => row.add(&record.fact),
             None => {
                 count.add(&record.fact);
+                count.unended = true;
                 rows.push(count);
             }
         }

@@ -1,12 +1,10 @@
 //! [`Summarizer`]: computes the summary of one segment from its bytes.
 
-use std::collections::HashMap;
-
-use super::{Ending, Lead, RowCount, SUMMARY_FORMAT, Summary, Tail, add::filled};
+use super::{Ending, Lead, SUMMARY_FORMAT, Summary, Tail, add::filled, tally::Tally};
 use crate::{
     postgres::Lsn,
     wal::{
-        End, Fact, Reader, Record, RelFile,
+        End, Fact, Reader, Record,
         decode::Interest,
         reader::{HELD, Leading, Unfinished},
         record::{HEADER, RecordHeader, resource_manager},
@@ -15,8 +13,6 @@ use crate::{
 
 /// The most bytes of the record at either end of a segment that a bounded summary holds.
 const ENDS: usize = 8 << 10;
-/// The most pairs of file and transaction whose rows are counted at a time, in a bounded summary and in a whole one.
-const PAIRS: (usize, usize) = (4 << 10, 256 << 10);
 /// The most items of a list that are held at a time in a bounded summary.
 const ITEMS: usize = 2 << 10;
 
@@ -96,7 +92,7 @@ impl Gathered {
     fn new(start: Lsn, bounded: bool) -> Self {
         Self {
             summary: Summary { format: SUMMARY_FORMAT, end: start, ..Summary::default() },
-            rows: Tally::new(if bounded { PAIRS.0 } else { PAIRS.1 }),
+            rows: Tally::new(bounded),
             databases: Vec::new(),
             bounded,
         }
@@ -107,7 +103,9 @@ impl Gathered {
             self.databases.push((oid, record.xid));
         }
         match filled(&record.fact) {
-            Some(file) if self.databases.contains(&(file.database, record.xid)) => record.fact = Fact::Other,
+            Some(file) if !self.databases.is_empty() && self.databases.contains(&(file.database, record.xid)) => {
+                record.fact = Fact::Other
+            }
             _ => self.rows.count(&record),
         }
         if self.summary.add(record) && self.bounded {
@@ -145,65 +143,5 @@ impl Tail {
     /// The record's header, when it is whole.
     pub(super) fn header(&self) -> Option<RecordHeader> {
         self.bytes.as_deref()?.first_chunk().and_then(RecordHeader::parse)
-    }
-}
-
-/// Counts rows by file and transaction.
-#[derive(Debug)]
-struct Tally {
-    most: usize,
-    counts: Vec<RowCount>,
-    places: HashMap<(RelFile, u32), usize>,
-    /// The place of the last one: most records change rows of the table that the one before did.
-    last: usize,
-    cut: bool,
-}
-
-impl Tally {
-    fn new(most: usize) -> Self {
-        Self { most, counts: Vec::new(), places: HashMap::new(), last: 0, cut: false }
-    }
-
-    fn count(&mut self, record: &Record) {
-        let Some(count) = RowCount::of(record) else { return };
-        let same = |last: &RowCount| last.file == count.file && last.xid == count.xid;
-        if !self.counts.get(self.last).is_some_and(same) {
-            if self.counts.len() >= self.most {
-                self.prune();
-            }
-            self.last = *self.places.entry((count.file, count.xid)).or_insert_with(|| {
-                self.counts.push(count);
-                self.counts.len() - 1
-            });
-        }
-        if let Some(last) = self.counts.get_mut(self.last) {
-            last.add(&record.fact);
-        }
-    }
-
-    /// Makes room by giving up those with the fewest changes.
-    fn prune(&mut self) {
-        /// Most transactions of a busy server change a row or two.
-        const FEW: u64 = 4;
-        self.cut = true;
-        // The transactions of the last ones may still be under way.
-        let mut older = self.counts.len() - self.most / 16;
-        self.counts.retain(|count| {
-            let old = older > 0;
-            older = older.saturating_sub(1);
-            !old || count.total() >= FEW
-        });
-        if self.counts.len() > self.most / 2 {
-            self.counts.sort_unstable_by_key(|count| std::cmp::Reverse((count.updated + count.deleted, count.total())));
-            self.counts.truncate(self.most / 2);
-        }
-        self.places.clear();
-        self.places.extend(self.counts.iter().enumerate().map(|(place, count)| ((count.file, count.xid), place)));
-    }
-
-    fn finish(self) -> super::List<RowCount> {
-        let mut rows = super::List { items: self.counts, cut: self.cut };
-        rows.sort();
-        rows
     }
 }
