@@ -85,10 +85,10 @@ pub struct Summary {
 
 /// How many rows were changed, by file and transaction.
 ///
-/// In the head of an object subtransactions are counted with their top one where the segment tells which that is. Where it
-/// is cut, transactions are missing that ended in the segment after [`FEW`] changes of a table at most, and such as there
-/// was no room for: those with the most updates and deletions were kept, and of those that go on past the segment the ones
-/// that were first.
+/// In the head of an object the catalogues are left out as `initdb` made them, and subtransactions are counted with their
+/// top one where the segment tells which that is. Where it is cut, transactions are missing that ended in the segment after
+/// fewer than [`FEW`] changes of a table, and such as there was no room for: those with the most updates and deletions were
+/// kept, and of those that go on past the segment the ones that were first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowCounts {
     /// Those with the most changes first.

@@ -71,7 +71,7 @@ impl Tally {
                 }
             }
             fact => {
-                if let Some(count) = RowCount::of(record) {
+                if let Some(count) = RowCount::of(record).filter(|count| !self.bounded || !count.is_of_catalogue()) {
                     self.change(count, fact);
                 }
             }
@@ -240,6 +240,13 @@ impl RowCount {
     /// Whether it has fewer changes than anybody looks for.
     pub(super) fn is_small(&self) -> bool {
         self.total() < FEW
+    }
+
+    /// Whether the file is that of a catalogue, as `initdb` made it: each `CREATE TABLE` writes to a dozen of them.
+    fn is_of_catalogue(&self) -> bool {
+        /// `FirstNormalObjectId` in `src/include/access/transam.h`.
+        const FIRST_NORMAL: u32 = 16384;
+        self.file.number < FIRST_NORMAL
     }
 
     /// The order in which counts are kept: what was updated and deleted can be looked for.
