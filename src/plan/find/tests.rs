@@ -15,7 +15,7 @@ use crate::{
         sql::catalogue::{DatabaseName, RelationKind, RelationName},
     },
     repository::CatalogueEntry,
-    wal::{Change, Dropped, Fact, List, Lock, RelFile, RowCount, Rows, Summary, Told, TransactionEnd},
+    wal::{Change, Dropped, Fact, List, Lock, RelFile, Rest, RowCount, RowCounts, Rows, Summary, Told, TransactionEnd},
 };
 
 const SHOP: u32 = 5;
@@ -330,4 +330,60 @@ fn a_dropped_database_is_left_before_it_is_marked() {
     log.tell(700, shared(1262, Change::Update, (0, 7)));
     log.tell(701, drop);
     assert_eq!(log.words(), [""; 0]);
+}
+
+/// The first of these segments has `first` rows of a deletion that goes on, and so on; the commit is in the last.
+fn trickle(segments: &[(u64, Option<Rest>)], subs: &[u32]) -> Vec<(String, u64, bool)> {
+    let mut log = Log::new(17).table(16389, 16389, "orders");
+    let mut gatherer = Gatherer::new(log.wanted);
+    for (at, (deleted, rest)) in segments.iter().enumerate() {
+        let lsn = |n: u64| Lsn(0x100_0000 * (at as u64 + 1) + n);
+        let count = RowCount {
+            file: file(16389),
+            xid: 700,
+            lsn: lsn(40),
+            inserted: 0,
+            updated: 0,
+            deleted: *deleted,
+            images: 0,
+            unended: at + 1 < segments.len(),
+        };
+        let items = Some(count).filter(|count| count.deleted > 0).into_iter().collect();
+        let rows = RowCounts { items, cut: rest.is_some(), rest: *rest };
+        let mut summary = Summary { first: Some(lsn(8)), end: lsn(100), rows, ..Summary::default() };
+        if at + 1 == segments.len() {
+            let end = TransactionEnd { subtransactions: subs.to_vec(), ..TransactionEnd::new(700, time(1)) };
+            // It has something to tell, so that it is told.
+            let end = TransactionEnd { removed: vec![file(16500)], ..end };
+            let fact = Fact::Commit(Box::new(end));
+            summary.changes.items.push(Told { lsn: lsn(90), end: lsn(98), xid: 700, fact });
+        }
+        gatherer.segment(&summary);
+    }
+    gatherer.finish();
+    let mut judge = Judge::new(&mut log.names, Version(17), 1000, false);
+    gatherer.happenings.iter().for_each(|happening| judge.judge(happening));
+    let found = judge.finish().into_iter().filter(|f| f.deleted > 0);
+    found.map(|f| (f.what, f.deleted, f.at_least)).collect()
+}
+
+#[test]
+fn few_rows_in_each_of_many_segments_are_a_deletion() {
+    let small = Some(Rest { pairs: 9, deleted: 9, most: 1, ..Rest::default() });
+    let cut = Some(Rest { pairs: 9, deleted: 9, most: 1, most_unended: 1, ..Rest::default() });
+    let found = |rows: u64| vec![(format!("deleted {rows} rows of shop.public.orders"), rows, false)];
+    let at_least = |rows: u64| vec![(format!("deleted at least {rows} rows of shop.public.orders"), rows, true)];
+    // Where it goes on it is listed, however little it does there.
+    let even = |rest, last| [vec![(19, rest); 60], vec![last]].concat();
+    assert_eq!(trickle(&even(small, (25, small)), &[]), found(60 * 19 + 25));
+    assert_eq!(trickle(&even(small, (0, None)), &[]), found(60 * 19));
+    assert_eq!(trickle(&even(small, (0, small)), &[]), at_least(60 * 19));
+    assert_eq!(trickle(&even(cut, (25, None)), &[]), found(60 * 19 + 25));
+    // Its subtransactions may have done more.
+    assert_eq!(trickle(&even(cut, (25, None)), &[701]), at_least(60 * 19 + 25));
+    assert_eq!(trickle(&even(None, (25, cut)), &[]), found(60 * 19 + 25));
+    // It was not listed once.
+    assert_eq!(trickle(&[(900, None), (0, cut), (900, None)], &[]), at_least(1800));
+    assert_eq!(trickle(&[(900, None), (0, small), (900, None)], &[]), found(1800));
+    assert_eq!(trickle(&[(0, cut), (1800, None)], &[]), at_least(1800));
 }

@@ -254,3 +254,6 @@ impl RowCount {
         (Reverse(self.updated.saturating_add(self.deleted)), Reverse(self.total()), self.lsn)
     }
 }
+
+#[cfg(test)]
+mod tests;
