@@ -4,7 +4,11 @@
 //! and they would fill any head. What adds up to something over many segments is what goes on at the end of one. So what a
 //! transaction did is weighed when it ends, subtransactions together with it, and of those that go on all is kept.
 
-use std::{cmp::Reverse, collections::HashMap};
+use std::{
+    cmp::Reverse,
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+};
 
 use super::{FEW, RowCount, RowCounts, rest::Rest};
 use crate::wal::{Fact, Record, RelFile, TransactionEnd};
@@ -23,7 +27,7 @@ const NEAR: usize = 24;
 pub(super) struct Tally {
     bounded: bool,
     /// What transactions did that have not ended.
-    open: HashMap<u32, Work>,
+    open: HashMap<u32, Work, BuildHasherDefault<XidHasher>>,
     /// How many pairs `open` has.
     pairs: usize,
     /// The transaction of the last record, taken out of `open`: the next one is often of the same.
@@ -42,14 +46,32 @@ pub(super) struct Tally {
 struct Work {
     counts: Vec<RowCount>,
     /// The places of all, when there are many.
-    places: HashMap<RelFile, usize>,
+    places: Option<Box<HashMap<RelFile, usize>>>,
+}
+
+/// Spreads xids, which follow each other. Nobody chooses them, so that a hash which guards against that would only cost time.
+#[derive(Debug, Default)]
+struct XidHasher(u64);
+
+impl Hasher for XidHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32((*byte).into()));
+    }
+
+    fn write_u32(&mut self, xid: u32) {
+        self.0 = (self.0 ^ u64::from(xid)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
 }
 
 impl Tally {
     pub fn new(bounded: bool) -> Self {
         Self {
             bounded,
-            open: HashMap::new(),
+            open: HashMap::default(),
             pairs: 0,
             last: None,
             tops: HashMap::new(),
@@ -207,15 +229,13 @@ impl Work {
         let known = if near {
             self.counts.iter().position(|known| known.file == count.file)
         } else {
-            if self.places.is_empty() {
-                self.places.extend(self.counts.iter().enumerate().map(|(place, known)| (known.file, place)));
-            }
-            self.places.get(&count.file).copied()
+            let places = || Box::new(self.counts.iter().enumerate().map(|(at, known)| (known.file, at)).collect());
+            self.places.get_or_insert_with(places).get(&count.file).copied()
         };
         let place = known.unwrap_or_else(|| {
             self.counts.push(count);
-            if !near {
-                self.places.insert(count.file, self.counts.len() - 1);
+            if let Some(places) = &mut self.places {
+                places.insert(count.file, self.counts.len() - 1);
             }
             self.counts.len() - 1
         });

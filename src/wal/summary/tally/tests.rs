@@ -114,7 +114,7 @@ fn a_loop_of_subtransactions_is_one_deletion() {
 #[test]
 fn what_there_is_no_room_for_is_told() {
     let mut log = Log::new();
-    let deleted: u64 = (0..20_000).map(|n| u64::from(n % 7 + 1)).sum();
+    let deleted: u64 = (0..20_000_u32).map(|n| u64::from(n % 7 + 1)).sum();
     for n in 0..20_000 {
         log.delete(1_000 + n, 16_400, n % 7 + 1);
     }
