@@ -1,6 +1,6 @@
 //! Out of a record's bytes what it says ([`Fact`]). The layouts differ between versions; each decoder names its source.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 
 use super::{
     Change, Checkpoint, Dropped, Fact, Lock, Parameters, Prepared, Rows, TransactionEnd, WalLevel,
@@ -369,11 +369,9 @@ fn tablespace(op: u8, mut fields: Fields<'_>) -> Option<Fact> {
 /// A `TimestampTz`: microseconds since the start of the year 2000. What no calendar holds becomes its first or last
 /// instant, so that it compares as PostgreSQL compares it.
 fn timestamp(micros: i64) -> DateTime<Utc> {
-    const POSTGRES_EPOCH: i64 = 946_684_800;
+    const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
     let bound = if micros < 0 { DateTime::<Utc>::MIN_UTC } else { DateTime::<Utc>::MAX_UTC };
-    DateTime::from_timestamp(POSTGRES_EPOCH, 0)
-        .and_then(|epoch| epoch.checked_add_signed(TimeDelta::microseconds(micros)))
-        .unwrap_or(bound)
+    micros.checked_add(POSTGRES_EPOCH).and_then(DateTime::from_timestamp_micros).unwrap_or(bound)
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ const NEAR: usize = 24;
 pub(super) struct Tally {
     bounded: bool,
     /// What transactions did that have not ended.
-    open: HashMap<u32, Work, BuildHasherDefault<XidHasher>>,
+    open: HashMap<u32, Work, Plain>,
     /// How many pairs `open` has.
     pairs: usize,
     /// The transaction of the last record, taken out of `open`: the next one is often of the same.
@@ -46,14 +46,17 @@ pub(super) struct Tally {
 struct Work {
     counts: Vec<RowCount>,
     /// The places of all, when there are many.
-    places: Option<Box<HashMap<RelFile, usize>>>,
+    places: HashMap<RelFile, usize, Plain>,
 }
 
-/// Spreads xids, which follow each other. Nobody chooses them, so that a hash which guards against that would only cost time.
+/// Spreads xids and numbers of files, which follow each other. A hash that guards against chosen ones would only cost time:
+/// whoever can choose them can write any WAL.
 #[derive(Debug, Default)]
-struct XidHasher(u64);
+struct Numbers(u64);
 
-impl Hasher for XidHasher {
+type Plain = BuildHasherDefault<Numbers>;
+
+impl Hasher for Numbers {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -62,8 +65,8 @@ impl Hasher for XidHasher {
         bytes.iter().for_each(|byte| self.write_u32((*byte).into()));
     }
 
-    fn write_u32(&mut self, xid: u32) {
-        self.0 = (self.0 ^ u64::from(xid)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    fn write_u32(&mut self, number: u32) {
+        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
 }
 
@@ -229,13 +232,15 @@ impl Work {
         let known = if near {
             self.counts.iter().position(|known| known.file == count.file)
         } else {
-            let places = || Box::new(self.counts.iter().enumerate().map(|(at, known)| (known.file, at)).collect());
-            self.places.get_or_insert_with(places).get(&count.file).copied()
+            if self.places.is_empty() {
+                self.places.extend(self.counts.iter().enumerate().map(|(place, known)| (known.file, place)));
+            }
+            self.places.get(&count.file).copied()
         };
         let place = known.unwrap_or_else(|| {
             self.counts.push(count);
-            if let Some(places) = &mut self.places {
-                places.insert(count.file, self.counts.len() - 1);
+            if !near {
+                self.places.insert(count.file, self.counts.len() - 1);
             }
             self.counts.len() - 1
         });
