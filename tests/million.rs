@@ -239,19 +239,25 @@ proptest! {
     #[test]
     fn what_is_passed_over_by_its_name_changes_no_plan(
         mut backups in prop::collection::vec(400..2_500_u64, 1..6),
-        wrong in prop::option::weighted(0.7, (300..2_400_u64, 1..900_u64, 0..1_500_i64)),
-        wanted in prop::collection::vec((0..2_560_u64, 0..COMMITS, -2..3_i64), 8),
+        wrong in prop::option::weighted(0.9, (any::<prop::sample::Index>(), 1..400_u64, 1..400_u64, 0..1_500_i64)),
+        anywhere in prop::collection::vec(0..2_560_u64, 2),
+        behind_a_backup in prop::collection::vec((any::<prop::sample::Index>(), 0..300_u64), 6),
+        (commit, micros) in (0..COMMITS, -2..3_i64),
     ) {
         backups.sort_unstable();
-        let wrong = wrong.map(|(from, count, by)| {
-            Wrong { from: FIRST + from, to: FIRST + from + count, by: TimeDelta::seconds(by) }
-        });
         let backups: Vec<u64> = backups.into_iter().map(|number| FIRST + number).collect();
+        // Around a backup, so that from there on the log tells another story than from earlier ones on.
+        let wrong = wrong.map(|(backup, before, behind, by)| {
+            let backup = *backup.get(&backups);
+            Wrong { from: backup - before, to: backup + behind, by: TimeDelta::seconds(by) }
+        });
+        let near = behind_a_backup.iter().map(|(backup, behind)| backup.get(&backups) + behind);
+        let wanted: Vec<u64> = anywhere.iter().map(|number| FIRST + number).chain(near).collect();
         tokio::runtime::Runtime::new().unwrap().block_on(async {
             let scene = scene_with(2_560, Duration::ZERO, &backups, wrong).await;
             let all = scene.without_times().await;
-            for (segment, commit, micros) in wanted {
-                let time = scene.main.writer.time(FIRST + segment, commit) + TimeDelta::microseconds(micros);
+            for number in wanted {
+                let time = scene.main.writer.time(number, commit) + TimeDelta::microseconds(micros);
                 let wanted = time.format("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
                 let (plan, same) = (scene.plan(&wanted, Some(1)).await, all.plan(&wanted, Some(1)).await);
                 let told = |plan: walden::Result<plan::Plan>| plan.map_err(|e| format!("{e} {:?}", e.hint_text()));
