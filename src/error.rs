@@ -23,6 +23,8 @@ pub enum Kind {
     Damaged,
     /// It is proven not to be there.
     NotFound,
+    /// What was asked for means several things: ask again, and say which.
+    Ambiguous,
     /// The request itself is wrong (a flag, a configuration key, a malformed name): correct it.
     Invalid,
     /// PostgreSQL, the operating system or a full disk stopped the work: mend that and repeat.
@@ -61,6 +63,8 @@ constructors! {
     damaged => Damaged,
     /// An error of kind [`Kind::NotFound`].
     not_found => NotFound,
+    /// An error of kind [`Kind::Ambiguous`].
+    ambiguous => Ambiguous,
     /// An error of kind [`Kind::Invalid`].
     invalid => Invalid,
     /// An error of kind [`Kind::Failed`].

@@ -139,6 +139,19 @@ fn each_mishap_of_tables_is_found_and_undone() {
         let none = p.walden(["plan", "--to", "before-drop:nothing"]);
         none.expect_code(3);
         assert!(none.stderr.contains("no drop of nothing") && none.stderr.contains("walden find"), "{none}");
+        // What was searched, and what may have been meant: first what was dropped, then what is there.
+        let backup = &json["backup"];
+        let none = p.walden(["plan", "--to", "before-drop:shop.public.Orderz"]);
+        none.expect_code(3);
+        for said in [
+            "no drop of shop.public.orderz",
+            &format!("from {} (", backup["start_lsn"].as_str().unwrap()),
+            "dropped or truncated was shop.public.orders (",
+        ] {
+            assert!(none.stderr.contains(said), "{said}: {none}");
+        }
+        let none = p.walden(["plan", "--to", "before-drop:big"]);
+        assert!(none.stderr.contains("known, and neither dropped nor truncated, is shop.public.big"), "{none}");
     });
 }
 
@@ -183,7 +196,15 @@ fn a_dropped_database_comes_back_with_its_rows() {
         assert!(told[4].contains("max_connections") && told[4].contains("123"), "{told:?}");
         assert_eq!(told.len(), 5, "{told:?}");
         assert_eq!(words(&find(&p, &["--database", "first"])), ["dropped database first"]);
-        p.walden(["plan", "--to", "before-drop-database:moved"]).expect_code(3);
+        for (name, said) in [
+            ("moved", "known, and neither dropped nor truncated, is moved"),
+            ("frist", "dropped or truncated was first ("),
+            ("MOVE", "known, and neither dropped nor truncated, is moved"),
+        ] {
+            let none = p.walden(["plan", "--to", &format!("before-drop-database:{name}")]);
+            none.expect_code(3);
+            assert!(none.stderr.contains(said) && none.stderr.contains("no drop of the database"), "{none}");
+        }
         for (name, rows) in [("first", "11"), ("second", "10"), ("fresh", "5")] {
             // The tablespaces of the copy would be those of the server.
             p.cluster.stop(Stop::Fast);

@@ -73,6 +73,52 @@ fn what_lies_outside_the_archive_is_said_with_what_can_be_reached() {
 }
 
 #[test]
+fn the_time_at_which_a_window_ends_lies_in_it() {
+    let p = Protected::new(any(), Place::Directory, |b| b);
+    p.cluster.psql("create table t (n int)");
+    let _ = p.archive();
+    let _ = p.backup();
+    // Nothing was committed since: the last commit lies before the backup.
+    let idle = plan(&p, &["--to", "latest"]);
+    assert!(idle["last_commit"]["xid"].as_u64().is_some() && idle["behind_seconds"].as_f64().unwrap() > 0.0, "{idle}");
+    assert!(idle["last_commit"]["lsn"].as_str().unwrap().parse::<Lsn>().unwrap() < lsn(&idle["backup"]["start_lsn"]));
+    let shown = p.walden(["plan", "--to", "latest"]);
+    assert!(shown.ok().contains("the last commit in the archive was"), "{shown}");
+
+    // The backup's checkpoint tells its time to the second.
+    p.cluster.psql("select pg_sleep(1.1)");
+    p.cluster.psql("insert into t values (1)");
+    let _ = p.archive();
+    let latest = plan(&p, &["--to", "latest"]);
+    let last = latest["last_commit"].clone();
+    let time = last["time"].as_str().unwrap();
+    let exact = plan(&p, &["--to", time]);
+    assert_eq!((&exact["stop"], &exact["last_commit"]), (&latest["stop"], &last));
+    assert_eq!(exact["first_left_out"], serde_json::Value::Null);
+    let before = plan(&p, &["--to", &format!("before:{time}")]);
+    assert_eq!((&before["stop"]["lsn"], &before["first_left_out"]), (&last["lsn"], &last));
+    // A microsecond later nothing in the archive says that the server did not commit more by then.
+    let (seconds, micros) = time.trim_end_matches('Z').split_once('.').unwrap();
+    let later = format!("{seconds}.{:06}Z", micros.parse::<u32>().unwrap() + 1);
+    refused(&p, &later, &["after everything in the archive"]);
+    // The transaction that was rolled back last ends a window like one that was committed.
+    p.cluster.psql("begin; insert into t values (2); rollback");
+    let _ = p.archive();
+    let till = plan(&p, &["--to", &later]);
+    assert_eq!((&till["last_commit"], till["stop"]["inclusive"].as_bool()), (&last, Some(false)));
+    assert_eq!(till["first_left_out"]["aborted"], true, "{till}");
+    p.cluster.psql("insert into t values (3)");
+    let _ = p.archive();
+    let till = plan(&p, &["--to", &later]);
+    let third = p.cluster.psql("select xmin from t where n = 3");
+    assert_eq!(till["first_left_out"]["xid"].to_string(), third, "{till}");
+}
+
+fn lsn(value: &serde_json::Value) -> Lsn {
+    value.as_str().unwrap().parse().unwrap()
+}
+
+#[test]
 fn a_gap_is_named_with_the_instants_on_both_sides() {
     let p = Protected::new(any(), Place::Directory, |b| b);
     p.cluster.psql("create table t (n int)");
@@ -152,8 +198,10 @@ fn a_plan_names_the_last_that_is_in_and_the_first_that_is_out() {
             let (planned_last, planned_first) = (&plan["last_commit"]["xid"], &plan["first_left_out"]["xid"]);
             let what = format!("PostgreSQL {}, {target}: {plan}", installation.major);
             assert_eq!(planned_last.as_u64().map(|x| x as u32), last, "{what}");
-            // Where recovery stops before a transaction that was rolled back, that one is named.
-            if plan["first_left_out"]["aborted"] != true {
+            // One that was rolled back is named where recovery stops before that and no commit follows.
+            if plan["first_left_out"]["aborted"] == true {
+                assert_eq!(first, None, "{what}");
+            } else {
                 assert_eq!(planned_first.as_u64().map(|x| x as u32), first, "{what}");
             }
         }

@@ -7,7 +7,7 @@ mod show;
 
 pub use fetch::{Fetch, Fetched, OnDoubt, fetch, on_doubt};
 pub use push::{Push, Pushed, push};
-pub use show::{show, show_file};
+pub use show::{Shown, show, show_file};
 
 use std::path::{Path, PathBuf};
 

@@ -77,7 +77,7 @@ impl Codes {
         match self {
             Self::Push => match kind {
                 Kind::Unavailable | Kind::Failed | Kind::Internal | Kind::Interrupted => 1,
-                Kind::Invalid | Kind::Denied | Kind::NotFound => 2,
+                Kind::Invalid | Kind::Denied | Kind::NotFound | Kind::Ambiguous => 2,
                 Kind::Refused | Kind::Damaged => 4,
             },
             Self::Fetch => match kind {
@@ -85,9 +85,9 @@ impl Codes {
                 _ => DOUBT,
             },
             Self::Walden | Self::Target => match kind {
-                Kind::NotFound if self == Self::Target => 3,
+                Kind::NotFound | Kind::Ambiguous if self == Self::Target => 3,
                 Kind::NotFound | Kind::Failed | Kind::Internal => 1,
-                Kind::Invalid => 2,
+                Kind::Invalid | Kind::Ambiguous => 2,
                 Kind::Refused => 4,
                 Kind::Unavailable | Kind::Denied => 5,
                 Kind::Damaged => 6,
@@ -154,12 +154,13 @@ impl Codes {
 mod tests {
     use super::*;
 
-    const KINDS: [Kind; 9] = [
+    const KINDS: [Kind; 10] = [
         Kind::Unavailable,
         Kind::Denied,
         Kind::Refused,
         Kind::Damaged,
         Kind::NotFound,
+        Kind::Ambiguous,
         Kind::Invalid,
         Kind::Failed,
         Kind::Interrupted,
@@ -200,8 +201,8 @@ mod tests {
 
     #[test]
     fn walden_tells_the_kinds_apart() {
-        assert_eq!(KINDS.map(|k| Codes::Walden.of_error(k)), [5, 5, 4, 6, 1, 2, 1, 130, 1]);
-        assert_eq!(Codes::Target.of_error(Kind::NotFound), 3);
+        assert_eq!(KINDS.map(|k| Codes::Walden.of_error(k)), [5, 5, 4, 6, 1, 2, 2, 1, 130, 1]);
+        assert_eq!([Kind::NotFound, Kind::Ambiguous].map(|k| Codes::Target.of_error(k)), [3, 3]);
         assert_eq!(Codes::Walden.of_end(End::DamageFound), 6);
     }
 }

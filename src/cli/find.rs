@@ -94,6 +94,7 @@ fn show(report: &FindReport, context: &Context) {
     }
     let mut table = Table::new([
         ("TIME", Align::Left),
+        ("TIMELINE", Align::Right),
         ("LSN", Align::Left),
         ("XID", Align::Right),
         ("WHAT", Align::Left),
@@ -102,6 +103,7 @@ fn show(report: &FindReport, context: &Context) {
     for finding in &report.findings {
         table.row([
             finding.time.map_or_else(|| "unknown".into(), human::exact_time),
+            finding.timeline.to_string(),
             finding.lsn.to_string(),
             finding.xid.map_or_else(String::new, |xid| xid.to_string()),
             out.paint(paint(finding.kind), &finding.what),

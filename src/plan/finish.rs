@@ -7,7 +7,7 @@ use super::{
     resolve::Planner,
     scan,
     search::Found,
-    survey::{Seen, Stop, Survey},
+    survey::{Moment, Seen, Stop, Survey},
     target::Point,
 };
 use crate::{
@@ -16,6 +16,9 @@ use crate::{
     repository::BackupDocument,
     wal::StopRule,
 };
+
+/// So many segments before a backup are looked at for the last commit, when none came after it.
+const LOOK_BACK: u64 = 256;
 
 impl Planner<'_> {
     pub(super) async fn finish(&self, mut found: Found) -> Result<Plan> {
@@ -34,6 +37,9 @@ impl Planner<'_> {
         };
         self.prove(&found, first..last + 1).await?;
         let last_segment = segments.last().map_or(first_segment, |(name, _)| *name);
+        if self.request.target.point == Point::Latest && found.seen.last_commit.is_none() {
+            found.seen.last_commit = self.last_before(&found, first).await?;
+        }
         let Found { backup, seen, stop, mut warnings, .. } = found;
         warnings.extend(self.warnings(&backup, &seen));
         let (required, raised) = settings(&backup, &seen);
@@ -73,6 +79,15 @@ impl Planner<'_> {
             return Ok(backup.parts.iter().map(|part| part.length).sum());
         }
         Ok(self.system.manifest(backup).await?.stored())
+    }
+
+    /// The last commit before the backup, when none came after it; as far as it is not long ago.
+    async fn last_before(&self, found: &Found, first: u64) -> Result<Option<Moment>> {
+        let runs = path::runs(self.system, &found.history, first.saturating_sub(LOOK_BACK)).await?;
+        let Some(run) = runs.iter().find(|run| run.holds(first)) else { return Ok(None) };
+        let count = usize::try_from(first + 1 - run.first).unwrap_or(usize::MAX);
+        let before = run.segments.get(..count).unwrap_or_default();
+        Ok(self.system.last_commit(before).await?.map(Moment::from))
     }
 
     /// A stop that was found from a fork on, or without a search: what lies between the backup and it is looked at now.

@@ -76,9 +76,11 @@ pub struct Plan {
     /// ([`WAL_AT_A_TIME`]).
     #[serde(default)]
     pub disk_bytes: u64,
-    /// The last commit that will be there, as far as the log was looked at: from the backup on at least.
+    /// The last commit that will be there, as far as the log was looked at: from the backup on at least, and for `latest`
+    /// some way back before it.
     pub last_commit: Option<Moment>,
-    /// The first transaction that will not be there.
+    /// The first committed transaction that will not be there. One that was rolled back only where recovery stops before
+    /// that and no commit follows in the archive.
     pub first_left_out: Option<Moment>,
     /// For `latest`: how many seconds before the plan was made its last commit was. A crash of the server loses what
     /// came after it.

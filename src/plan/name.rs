@@ -59,6 +59,14 @@ pub(super) fn quoted(name: &str) -> String {
     }
 }
 
+/// How much two names are alike: 1 when they are the same but for capital letters, 0 when they have nothing in common.
+pub(super) fn likeness(a: &str, b: &str) -> f64 {
+    strsim::normalized_damerau_levenshtein(&a.to_lowercase(), &b.to_lowercase())
+}
+
+/// From this likeness on one name may have been meant by the other.
+pub(super) const ALIKE: f64 = 0.5;
+
 /// The parts between the dots, from left to right.
 fn identifiers(text: &str) -> Result<Vec<String>> {
     let bad = |why: &str| {

@@ -5,6 +5,8 @@ use std::time::Duration;
 use chrono::TimeDelta;
 
 use super::{
+    drops::Missed,
+    name,
     path::{self, Run},
     resolve::Planner,
     search::{Edge, Found, Gap, Reach},
@@ -44,14 +46,14 @@ impl Planner<'_> {
             format!("timeline {} at {}{last}", f.history.timeline, f.stop.map_or(f.backup.stop_lsn, |s| s.lsn))
         };
         let list: Vec<String> = found.map(one).collect();
-        Error::not_found(format!("{} lies on several timelines: {}", self.request.target, list.join(", ")))
+        Error::ambiguous(format!("{} lies on several timelines: {}", self.request.target, list.join(", ")))
             .hint("say which one: --timeline N")
     }
 
     pub(super) fn several(&self, matches: &[Moment]) -> Error {
         let list: Vec<String> = matches.iter().map(|m| format!("{} ({})", m.lsn, human::exact_time(m.time))).collect();
         let choice = if self.request.target.before { "before:" } else { "" };
-        Error::not_found(format!("{} is in the log {} times: {}", self.request.target, matches.len(), list.join(", ")))
+        Error::ambiguous(format!("{} is in the log {} times: {}", self.request.target, matches.len(), list.join(", ")))
             .hint(format!(
                 "say which by its LSN, for instance --to {choice}{}",
                 matches.first().map_or(Lsn::INVALID, |m| m.lsn)
@@ -78,7 +80,7 @@ impl Planner<'_> {
         };
         let choices: Vec<String> =
             stop.iter().chain(others.iter().map(|(_, stop)| stop)).map(|s| format!("--to before:{}", s.lsn)).collect();
-        Error::not_found(said).hint(format!("choose by LSN: {}", choices.join(" or ")))
+        Error::ambiguous(said).hint(format!("choose by LSN: {}", choices.join(" or ")))
     }
 
     pub(super) fn too_early(&self, earliest: Edge) -> Error {
@@ -134,19 +136,49 @@ impl Planner<'_> {
             },
             Point::Xid(xid) => format!("transaction {xid} did not end within the archive"),
             Point::Name(name) => format!("there is no restore point \"{name}\" in the archive"),
-            Point::Drop(name) => format!("no drop of {name} is in the archive"),
-            Point::DropDatabase(name) => format!("no drop of the database {name} is in the archive"),
             _ => format!("{target} is after the end of the archive ({})", reach.end),
         };
         let gap = gap.map_or_else(String::new, |gap| {
             format!(", as far as that reaches: behind it {} missing", self.missing(gap, history))
         });
-        let refused = Error::not_found(format!("{missing}{gap}; {last_commit}"));
-        if let Point::Drop(_) | Point::DropDatabase(_) = &target.point {
-            return refused.hint("what was dropped, and when: walden find --kind drop,truncate,drop-database");
-        }
-        refused
+        Error::not_found(format!("{missing}{gap}; {last_commit}"))
             .hint("everything there is: --to latest; if the server still runs: select pg_switch_wal(), and plan again")
+    }
+
+    /// No such drop in any window on the way to a timeline.
+    pub(super) fn no_drop(&self, missed: &Missed, history: &TimelineHistory, gaps: usize) -> Error {
+        let what = match &self.request.target.point {
+            Point::DropDatabase(name) => format!("no drop of the database {}", name::quoted(name)),
+            point => format!("no {point}").replacen("drop:", "drop of ", 1),
+        };
+        let gaps = match gaps {
+            0 => "",
+            1 => ", but for a gap of the archive",
+            _ => ", but for gaps of the archive",
+        };
+        let until = missed.until.map_or_else(String::new, |time| format!(" ({})", human::exact_time(time)));
+        let refused = Error::not_found(format!(
+            "{what} is in the archive: the way to timeline {} was searched from {} ({}) to {}{until}{gaps}",
+            history.timeline,
+            missed.from,
+            human::time(missed.since),
+            missed.to
+        ));
+        let dropped = missed.dropped.iter().map(|(name, time)| {
+            let time = time.map_or_else(String::new, |time| format!(" ({})", human::exact_time(time)));
+            format!("{name}{time}")
+        });
+        let mut hints = Vec::new();
+        for (said, names) in [
+            ("dropped or truncated was", dropped.collect::<Vec<_>>()),
+            ("known, and neither dropped nor truncated, is", missed.known.clone()),
+        ] {
+            if !names.is_empty() {
+                hints.push(format!("{said} {}", names.join(", ")));
+            }
+        }
+        hints.push("all that was dropped: walden find --kind drop,truncate,drop-database".into());
+        refused.hint(hints.join("; "))
     }
 
     /// What `latest` leaves behind a gap.

@@ -42,7 +42,7 @@ pub struct Watch {
 }
 
 /// Makes a plan from the systems of a cluster, the newest of which comes last. An error of kind `NotFound` says why
-/// the target cannot be reached, and what can.
+/// the target cannot be reached, and what can; one of kind `Ambiguous` says what the target may mean.
 pub async fn plan(systems: &[System], request: &PlanRequest, watch: &Watch) -> Result<Plan> {
     let mut first_error = None;
     for system in systems.iter().rev() {
@@ -79,7 +79,10 @@ impl Planner<'_> {
         if self.request.target.point == Point::Immediate {
             return self.immediate(&histories).await;
         }
-        let found = self.on_path(main, None).await;
+        let found = match self.on_path(main, None).await {
+            Err(error) if error.kind() != Kind::NotFound => return Err(error),
+            found => found,
+        };
         let mut branches = self.elsewhere(main, found.as_ref().ok(), others).await?;
         if self.request.target.point == Point::Latest {
             let mut found = found?;
@@ -93,13 +96,12 @@ impl Planner<'_> {
         }
         match found {
             Ok(found) if branches.is_empty() => self.finish(found).await,
-            Err(error) if error.kind() == Kind::NotFound => match branches.pop() {
+            Err(error) => match branches.pop() {
                 Some(only) if branches.is_empty() => self.finish(only).await,
                 Some(last) => Err(self.ambiguous(branches.iter().chain([&last]))),
                 None => Err(error),
             },
             Ok(found) => Err(self.ambiguous([&found].into_iter().chain(&branches))),
-            Err(error) => Err(error),
         }
     }
 
@@ -174,10 +176,9 @@ impl Planner<'_> {
         let mut branches: Vec<Found> = Vec::new();
         for other in others {
             let fork = fork(main, other);
-            if found
-                .and_then(|f| f.stop)
-                .is_some_and(|stop| stop.lsn < fork && self.request.target.point != Point::Latest)
-            {
+            // What both share is the same place on both. Of other targets the branch may hold another one.
+            let ordered = matches!(self.request.target.point, Point::Time(_) | Point::Lsn(_));
+            if ordered && found.and_then(|f| f.stop).is_some_and(|stop| stop.lsn < fork) {
                 continue;
             }
             let own = SegmentName::holding(other.timeline, fork, size);
@@ -191,7 +192,7 @@ impl Planner<'_> {
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == Kind::NotFound => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.context(format!("on timeline {}", other.timeline))),
             }
         }
         Ok(branches)

@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{
-    drops::{self, Window},
+    drops::{self, Missed, Sought, Window},
     passing,
     path::{self, Run},
     resolve::Planner,
@@ -49,6 +49,8 @@ pub(super) enum Miss {
     Before(Edge),
     /// The target lies after everything in the window.
     After(Reach),
+    /// No such drop is in the window.
+    NoDrop(Missed),
 }
 
 /// The earliest instant of a window.
@@ -123,6 +125,7 @@ impl Planner<'_> {
         let runs = path::runs(self.system, history, size.number_of(first.start_lsn)).await?;
         let mut after: Option<Edge> = None;
         let mut refusal: Option<Error> = None;
+        let mut missed: Option<Missed> = None;
         for (index, run) in runs.iter().enumerate().rev() {
             let gap = runs.get(index + 1).map(|next| Gap { first: run.end(), last: next.first - 1, after });
             let usable: Vec<_> =
@@ -138,6 +141,12 @@ impl Planner<'_> {
                     return Ok(found);
                 }
                 Err(Miss::Before(edge)) => after = Some(edge),
+                Err(Miss::NoDrop(here)) => {
+                    missed = Some(match missed {
+                        Some(later) => later.with(here),
+                        None => here,
+                    });
+                }
                 // Idle since its backup, which tells the time as well.
                 Err(Miss::After(reach)) if reach.last.is_none() && self.is_before(usable[0]) => {
                     after = Some(Edge::of(usable[0]));
@@ -150,6 +159,9 @@ impl Planner<'_> {
                     }
                 }
             }
+        }
+        if let Some(missed) = missed {
+            return Err(self.no_drop(&missed, history, runs.len() - 1));
         }
         Err(refusal.or(after.map(|edge| self.too_early(edge))).unwrap_or_else(|| self.broken(first, &runs)))
     }
@@ -185,28 +197,31 @@ impl Planner<'_> {
         let (Some(&oldest), Some(&newest)) = (usable.first(), usable.last()) else {
             return Err(Error::internal("a window without a backup"));
         };
-        let start = match &self.request.target.point {
-            Point::Lsn(lsn) => usable.iter().rev().find(|b| b.stop_lsn <= *lsn).copied(),
-            Point::Latest => Some(newest),
-            _ => Some(oldest),
-        };
-        let Some(start) = start else { return Ok(Err(Miss::Before(Edge::of(oldest)))) };
-        let begin = from.map_or(start.start_lsn, |from| from.max(start.start_lsn));
-        let first = size.number_of(begin);
-        let nothing = |number: u64| Miss::After(Reach { last: None, end: Lsn(number * size.bytes()), why: None });
-        if first >= run.end() {
-            return Ok(Err(nothing(run.end())));
-        }
+        let behind = |start: &BackupDocument| from.map_or(start.start_lsn, |from| from.max(start.start_lsn));
+        let is_beyond = |begin: Lsn| size.number_of(begin) >= run.end();
+        let nothing = || Miss::After(Reach { last: None, end: Lsn(run.end() * size.bytes()), why: None });
         let rule = match self.request.target.rule() {
             Some(rule) => rule,
+            None if is_beyond(behind(oldest)) => return Ok(Err(nothing())),
             None => {
-                let window = Window { system: self.system, run, usable, begin, watch: self.watch };
+                let window = Window { system: self.system, run, usable, begin: behind(oldest), watch: self.watch };
                 match drops::resolve(window, &self.request.target.point).await? {
-                    Some(lsn) => StopRule::Lsn { lsn, inclusive: false },
-                    None => return Ok(Err(nothing(run.end()))),
+                    Sought::At(lsn) => StopRule::Lsn { lsn, inclusive: false },
+                    Sought::Missed(missed) => return Ok(Err(Miss::NoDrop(missed))),
                 }
             }
         };
+        // Where the stop is known, what lies before the last backup that leads there is not looked at again.
+        let start = match &rule {
+            StopRule::Lsn { lsn, .. } => usable.iter().rev().find(|b| b.stop_lsn <= *lsn).copied(),
+            StopRule::Latest => Some(newest),
+            _ => Some(oldest),
+        };
+        let Some(start) = start else { return Ok(Err(Miss::Before(Edge::of(oldest)))) };
+        let begin = behind(start);
+        if is_beyond(begin) {
+            return Ok(Err(nothing()));
+        }
         let (begin, seen, scanned) = self.look(place, rule, begin).await?;
         let warnings = match self.request.target.point {
             Point::Latest => shortened(&seen, &scanned)?,
@@ -261,6 +276,8 @@ impl Planner<'_> {
         match self.request.target.point {
             Point::Latest => last,
             Point::Lsn(lsn) => seen.stop.or_else(|| last.filter(|_| lsn <= scanned.proven && seen.minimal.is_none())),
+            // The time at which the window ends: all that is there is wanted.
+            Point::Time(_) => seen.stop.or_else(|| last.filter(|_| seen.met_time)),
             _ => seen.stop,
         }
     }

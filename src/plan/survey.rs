@@ -80,10 +80,12 @@ pub struct Seen {
     pub matches: Vec<Moment>,
     /// The last commit that will be there.
     pub last_commit: Option<Moment>,
-    /// The first transaction's end that will not be there.
+    /// The first commit that will not be there; where none follows, the abort that recovery stops before.
     pub first_left_out: Option<Moment>,
     /// Whether a commit or abort at or before the time that is wanted was seen.
     pub reached_time: bool,
+    /// Whether a commit or abort of exactly the time that is wanted was seen.
+    pub met_time: bool,
     /// The last whole record: its start and its end.
     pub last_record: Option<(Lsn, Lsn)>,
     /// Times of the checkpoints that were asked for, by the LSN of their records.
@@ -128,6 +130,7 @@ impl Survey {
         }
         if let (true, StopRule::Time { time, .. }) = (replayed, &self.rule) {
             self.seen.reached_time |= summary.times.is_some_and(|(least, _)| least <= *time);
+            self.seen.met_time |= summary.times.is_some_and(|(least, greatest)| least == *time || greatest == *time);
         }
     }
 
@@ -158,7 +161,7 @@ impl Survey {
     /// Whether nothing that may follow matters.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.seen.minimal.is_some() || (!self.looks_for_a_stop() && self.is_settled())
+        self.seen.minimal.is_some() || (!self.looks_for_a_stop() && self.finder.is_settled())
     }
 
     /// Whether it is known where recovery stops.
@@ -174,11 +177,6 @@ impl Survey {
     /// Of transactions and names every match is looked for, to the end.
     fn wants_every_match(&self) -> bool {
         matches!(self.rule, StopRule::Xid { .. } | StopRule::Name { .. })
-    }
-
-    /// Whether the first that will not be there is known.
-    fn is_settled(&self) -> bool {
-        self.finder.is_settled() || self.finder.stop().is_some_and(|stop| !stop.inclusive && stop.at.is_some())
     }
 
     /// Writes a match down and looks for the next one behind it.
@@ -204,8 +202,10 @@ impl Survey {
         }
         match fact {
             Fact::Commit(end) | Fact::Abort(end) => {
-                let wanted = if let StopRule::Time { time, .. } = self.rule { end.time <= time } else { false };
-                self.seen.reached_time |= wanted;
+                if let StopRule::Time { time, .. } = self.rule {
+                    self.seen.reached_time |= end.time <= time;
+                    self.seen.met_time |= end.time == time;
+                }
             }
             Fact::Checkpoint(checkpoint) if self.wanted_checkpoints.contains(&lsn) => {
                 self.seen.checkpoints.insert(lsn, checkpoint.time);
@@ -228,7 +228,7 @@ impl Survey {
         if let Some(stop) = found.stop {
             seen.stop = Some(Stop { lsn: stop.record, inclusive: stop.inclusive, end: stop.needed });
             seen.last_commit = stop.last_wanted.map(Moment::from);
-            seen.first_left_out = stop.at.filter(|_| !stop.inclusive).or(stop.first_unwanted).map(Moment::from);
+            seen.first_left_out = stop.first_unwanted.or(stop.at.filter(|_| !stop.inclusive)).map(Moment::from);
             seen.prepared = stop.prepared.into_iter().map(|p| p.gid).collect();
         }
         seen

@@ -159,7 +159,7 @@ pub struct Window {
     /// The end of the last record that is proven, and when the last transaction before it committed; no time when none
     /// did since `from`.
     pub to: Instant,
-    /// The last commit: its transaction. Any target in time must lie before it, or be `latest`.
+    /// The last commit: its transaction. No target in time may lie after it.
     pub last_xid: Option<u32>,
     /// The backups that it can begin with, oldest first.
     pub backups: Vec<BackupId>,

@@ -106,7 +106,9 @@ impl Inspector {
         self.unfinished().is_some()
     }
 
-    fn unfinished(&self) -> Option<Lsn> {
+    /// Where that record starts.
+    #[must_use]
+    pub fn unfinished(&self) -> Option<Lsn> {
         match self.reader.end() {
             End::OfInput { unfinished } => unfinished.filter(|start| *start < self.limit),
             _ => None,
@@ -172,6 +174,7 @@ fn is_rare(fact: &Fact) -> bool {
             | Fact::Locks { .. }
             | Fact::Rows(_)
             | Fact::Named { .. }
+            | Fact::Renamed { .. }
             | Fact::PageImage { .. }
             | Fact::Assignment { .. }
             | Fact::Other

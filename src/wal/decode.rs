@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use super::{
     Change, Checkpoint, Dropped, Fact, Lock, Parameters, Prepared, Rows, TransactionEnd, WalLevel,
     fields::Fields,
-    named::named,
+    named::{self, Updated, named},
     record::{Block, Body, HEADER, RecordHeader, resource_manager},
 };
 use crate::postgres::{Lsn, TimelineId, Version};
@@ -110,6 +110,7 @@ fn heap(op: u8, body: &Body<'_>, version: Version) -> Option<Fact> {
             (if op == 0x10 && !moved { Change::Delete } else { Change::Update }, offset)
         }
     };
+    let new = block;
     if change == Change::Update {
         block = body.blocks[1].filter(|old| old.fork == MAIN_FORK).unwrap_or(block);
     }
@@ -118,6 +119,17 @@ fn heap(op: u8, body: &Body<'_>, version: Version) -> Option<Fact> {
         && let Some(named) = named(rows.file.number, offset, &body.content, version)
     {
         return Some(Fact::Named { rows, named });
+    }
+    if matches!(op, 0x20 | 0x40) && named::is_told_of(rows.file.number) {
+        let flags = fields.u8()?;
+        // new_xmax.
+        fields.skip(4)?;
+        let offset = fields.u16()?;
+        return Some(match named::updated(rows.file.number, flags, offset, &body.content, version) {
+            Updated::Same => Fact::Rows(rows),
+            Updated::Named(named) => Fact::Named { rows: Rows { block: new.number, offset, ..rows }, named },
+            Updated::Changed { at, bytes } => Fact::Renamed { rows, to: (new.number, offset), at, bytes },
+        });
     }
     Some(Fact::Rows(rows))
 }
@@ -305,6 +317,7 @@ fn transaction_end(header: &RecordHeader, mut fields: Fields<'_>, version: Versi
         // Cache invalidation messages.
         list(&mut fields, 16)?;
     }
+    end.catalogues = has(3) || has(6);
     if has(4) {
         end.xid = fields.u32()?;
         if has(7) {

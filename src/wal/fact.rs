@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::runs;
+use super::{runs, summary::base64};
 use crate::{
     error::{Error, Result},
     postgres::{Lsn, RequiredSettings, TimelineId, text_in_json},
@@ -129,12 +129,25 @@ pub enum Fact {
     },
     /// Rows of a relation were inserted, updated or deleted.
     Rows(Rows),
-    /// A row was inserted that gives something its name: a relation, schema, database or tablespace.
+    /// A row was inserted or updated that gives something its name: a relation, schema, database or tablespace.
     Named {
-        /// The row.
+        /// The row; of an update the new one.
         rows: Rows,
         /// The name.
         named: Named,
+    },
+    /// A row that gives something its name was updated in its OID, name or schema, of which the record has the bytes that
+    /// changed; or perhaps in these.
+    Renamed {
+        /// The old row.
+        rows: Rows,
+        /// The page and the line pointer of the new one.
+        to: (u32, u16),
+        /// Where in the row the bytes begin that changed.
+        at: u8,
+        /// Those, as far as they belong to OID, name and schema; in JSON base64. Unknown where the record does not tell.
+        #[serde(default, skip_serializing_if = "Option::is_none", with = "base64")]
+        bytes: Option<Vec<u8>>,
     },
     /// A page image was logged without rows: an index or a whole relation was written anew.
     PageImage {
@@ -279,6 +292,9 @@ pub struct TransactionEnd {
     /// The relations that are dropped with it (since 15).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dropped: Vec<Dropped>,
+    /// It changed catalogues, or held relations locked against everybody.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub catalogues: bool,
 }
 
 impl TransactionEnd {
@@ -294,6 +310,7 @@ impl TransactionEnd {
             database: None,
             removed: Vec::new(),
             dropped: Vec::new(),
+            catalogues: false,
         }
     }
 

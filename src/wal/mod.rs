@@ -9,6 +9,7 @@ pub mod contents;
 mod decode;
 pub mod fact;
 mod fields;
+mod image;
 pub(crate) mod named;
 pub mod page;
 pub mod reader;

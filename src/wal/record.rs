@@ -1,7 +1,11 @@
 //! One WAL record: its header (`XLogRecord` in `src/include/access/xlogrecord.h`), and the way through its block
 //! references to its main data (`DecodeXLogRecord` in `xlogreader.c`).
 
-use super::{Fact, RelFile, fields::Fields};
+use super::{
+    Fact, RelFile,
+    fields::Fields,
+    image::{Compression, Image},
+};
 use crate::postgres::{Lsn, Version};
 
 /// Bytes of a record's header. Every record starts at a multiple of eight.
@@ -117,8 +121,8 @@ pub(super) struct Body<'a> {
 /// What a record holds of a block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Content<'a> {
-    /// The page, without the hole that begins at that offset; none when it is compressed.
-    pub page: Option<(&'a [u8], usize)>,
+    /// Its image, if there is one.
+    pub image: Option<Image<'a>>,
     /// Its data.
     pub data: &'a [u8],
 }
@@ -153,9 +157,10 @@ impl<'a> Body<'a> {
                     let reference = Reference::parse(&mut fields, &mut file, version)?;
                     headers += 1 + reference.header;
                     if id == 0 {
-                        content = Some((data, reference.image, reference.data));
+                        content =
+                            Some((data, (reference.image, reference.hole, reference.compression), reference.data));
                     }
-                    data += reference.image.length + reference.data;
+                    data += reference.image + reference.data;
                     count += 1;
                     if let Some(place) = blocks.get_mut(usize::from(id)) {
                         *place = Some(reference.block);
@@ -185,9 +190,9 @@ impl<'a> Body<'a> {
             return None;
         }
         let bytes = |from: usize, length: usize| body.get(headers + from..headers + from + length).unwrap_or_default();
-        let content = content.map_or_else(Content::default, |(from, image, length)| Content {
-            page: image.plain.then(|| (bytes(from, image.length), image.hole)),
-            data: bytes(from + image.length, length),
+        let content = content.map_or_else(Content::default, |(from, (image, hole, compression), length)| Content {
+            image: (image > 0).then(|| Image { bytes: bytes(from, image), hole, compression }),
+            data: bytes(from + image, length),
         });
         Some(Self { main: body.get(start..).unwrap_or_default(), blocks, count, content })
     }
@@ -198,21 +203,14 @@ struct Reference {
     block: Block,
     /// Bytes of its header after the id.
     header: usize,
-    /// Its image, which lies further on.
-    image: Image,
+    /// Bytes of its image, which lies further on; 0 when there is none.
+    image: usize,
+    /// Where in the page the bytes begin that the image leaves out.
+    hole: usize,
+    /// How the image is compressed.
+    compression: Compression,
     /// Bytes of its data, which follow the image.
     data: usize,
-}
-
-/// The image of a page.
-#[derive(Clone, Copy, Default)]
-struct Image {
-    /// Its bytes; 0 when there is none.
-    length: usize,
-    /// Where in the page the bytes begin that are left out.
-    hole: usize,
-    /// Whether there is one, and it is not compressed.
-    plain: bool,
 }
 
 impl Reference {
@@ -222,19 +220,23 @@ impl Reference {
         const HAS_IMAGE: u8 = 0x10;
         const SAME_RELATION: u8 = 0x80;
         const HAS_HOLE: u8 = 0x01;
-        // BKPIMAGE_IS_COMPRESSED until 14; since 15 one bit each for pglz, lz4 and zstd.
-        let compressed = if version.0 < 15 { 0x02 } else { 0x1C };
         let flags = fields.u8()?;
         let data = usize::from(fields.u16()?);
         let mut header = 3;
-        let mut image = Image::default();
+        let (mut image, mut hole, mut compression) = (0, 0, Compression::None);
         if flags & HAS_IMAGE != 0 {
-            image.length = usize::from(fields.u16()?);
-            image.hole = usize::from(fields.u16()?);
+            image = usize::from(fields.u16()?);
+            hole = usize::from(fields.u16()?);
             let info = fields.u8()?;
-            image.plain = info & compressed == 0;
+            // BKPIMAGE_IS_COMPRESSED until 14; since 15 one bit each for pglz, lz4 and zstd.
+            compression = match info & if version.0 < 15 { 0x02 } else { 0x1C } {
+                0 => Compression::None,
+                0x02 | 0x04 => Compression::Pglz,
+                0x08 => Compression::Lz4,
+                _ => Compression::Zstd,
+            };
             header += 5;
-            if info & HAS_HOLE != 0 && info & compressed != 0 {
+            if info & HAS_HOLE != 0 && compression != Compression::None {
                 fields.skip(2)?;
                 header += 2;
             }
@@ -244,7 +246,7 @@ impl Reference {
             header += 12;
         }
         let block = Block { file: (*file)?, fork: flags & FORK, number: fields.u32()? };
-        Some(Self { block, header: header + 4, image, data })
+        Some(Self { block, header: header + 4, image, hole, compression, data })
     }
 }
 

@@ -73,7 +73,7 @@ pub struct Summary {
     #[serde(default, skip_serializing_if = "List::is_empty")]
     pub turns: List<Told>,
     /// What a search needs to know besides, by LSN: commits and aborts that remove or drop something or have
-    /// subtransactions (which lead from the transactions that `rows` and locks name to the top ones), files made and cut
+    /// subtransactions, commits that change catalogues (which lead from the transactions that `rows` and locks name to the top ones), files made and cut
     /// off, databases made and dropped, locks, maps, names, messages, and updates and deletions of rows of shared catalogues.
     /// The files that the making of a database fills in the same segment are left out, here and in `rows`.
     #[serde(default, skip_serializing_if = "List::is_empty")]
@@ -235,7 +235,7 @@ pub enum Ending {
     },
 }
 
-mod base64 {
+pub(super) mod base64 {
     //! Bytes in JSON.
 
     use base64::{Engine, engine::general_purpose::STANDARD};

@@ -6,10 +6,10 @@ use serde_json::json;
 
 use super::super::{Align, Context, Output, Paint, Table, exit::End};
 use crate::{
-    archive,
+    archive::{self, Shown},
     error::{Error, Kind, Result},
     human,
-    postgres::SegmentName,
+    postgres::{Lsn, SegmentName, TimelineId},
     repository::{Incarnation, System},
     wal::{Contents, Dropped, Ending, Fact, Told, TransactionEnd},
 };
@@ -30,6 +30,8 @@ struct Found {
     contents: Contents,
     /// The object in the archive: its incarnation and its length in bytes.
     archived: Option<(Incarnation, u64)>,
+    /// The timeline that begins before its unfinished record, and where.
+    given_up: Option<(TimelineId, Lsn)>,
 }
 
 pub async fn run(args: &Args, context: &Context) -> Result<End> {
@@ -58,8 +60,8 @@ async fn archived(name: SegmentName, each: bool, context: &Context) -> Result<Fo
     let store = context.store().await?;
     for system in System::all(&store, &cluster.name).await?.iter().rev() {
         match archive::show(system, name, each).await {
-            Ok((contents, length)) => {
-                return Ok(Found { name, contents, archived: Some((system.folder.incarnation, length)) });
+            Ok(Shown { contents, stored, given_up }) => {
+                return Ok(Found { name, contents, archived: Some((system.folder.incarnation, stored)), given_up });
             }
             Err(error) if error.kind() == Kind::NotFound => {}
             Err(error) => return Err(error),
@@ -73,11 +75,11 @@ async fn on_disk(path: &Path, each: bool) -> Result<Found> {
     let path = path.to_path_buf();
     let shown = tokio::task::spawn_blocking(move || archive::show_file(&path, each)).await;
     let (contents, name) = shown.map_err(|e| Error::internal("a worker thread stopped").source(e))??;
-    Ok(Found { name, contents, archived: None })
+    Ok(Found { name, contents, archived: None, given_up: None })
 }
 
 fn document(found: &Found) -> serde_json::Value {
-    let Found { name, contents, archived } = found;
+    let Found { name, contents, archived, given_up } = found;
     let header = contents.header.as_ref();
     json!({
         "segment": name,
@@ -93,6 +95,7 @@ fn document(found: &Found) -> serde_json::Value {
         "end": contents.end,
         "ending": contents.ending,
         "unfinished": contents.unfinished,
+        "given_up": given_up.map(|(timeline, lsn)| json!({ "timeline": timeline, "lsn": lsn })),
         "records": contents.records(),
         "record_bytes": contents.bytes(),
         "managers": contents.managers,
@@ -105,7 +108,7 @@ fn document(found: &Found) -> serde_json::Value {
 }
 
 fn tell(found: &Found, out: &Output) {
-    let Found { name, contents, archived } = found;
+    let Found { name, contents, archived, given_up } = found;
     let line = |word: &str, text: String| {
         out.line(format_args!("{} {text}", out.paint(Paint::Faint, format_args!("{word:<9}"))))
     };
@@ -125,7 +128,7 @@ fn tell(found: &Found, out: &Output) {
         _ => String::new(),
     };
     line("records", format!("{records} ({bytes}){place}"));
-    line("ends", ending(contents, out));
+    line("ends", ending(contents, *given_up, out));
     let times = match contents.times {
         Some((first, last)) => format!(", {} to {}", human::exact_time(first), human::exact_time(last)),
         None => String::new(),
@@ -137,17 +140,21 @@ fn tell(found: &Found, out: &Output) {
     events(contents, out);
 }
 
-fn ending(contents: &Contents, out: &Output) -> String {
+fn ending(contents: &Contents, given_up: Option<(TimelineId, Lsn)>, out: &Output) -> String {
     match (&contents.ending, contents.unfinished) {
         (Ending::Switch, _) => format!("with a switch at {}", contents.last.unwrap_or(contents.end)),
         (Ending::Zeros, _) => {
             out.paint(Paint::Warning, format_args!("at {}: nothing is written after it", contents.end))
         }
         (Ending::Broken { at, why }, _) => out.paint(Paint::Bad, format_args!("at {at}: {why}")),
-        (Ending::Full, Some(start)) => out.paint(
-            Paint::Warning,
-            format_args!("in the record at {start}; the next segment, where it goes on, is not there"),
-        ),
+        (Ending::Full, Some(start)) => {
+            let why = match given_up {
+                Some((timeline, lsn)) => format!(", and timeline {timeline}, which begins at {lsn}, does not have it"),
+                None => String::new(),
+            };
+            let said = format!("in the record at {start}; the next segment, where it goes on, is not there{why}");
+            out.paint(Paint::Warning, said)
+        }
         (Ending::Full, None) => format!("full, its last record at {}", contents.end),
     }
 }

@@ -213,6 +213,7 @@ impl fmt::Display for NamedRelation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.schema, &self.name) {
             (Some(schema), Some(name)) => write!(f, "{}.{}.{}", self.database, quoted(schema), quoted(name)),
+            (None, Some(name)) => write!(f, "{}.?.{}", self.database, quoted(name)),
             _ => write!(f, "relation {} of database {}", self.oid, self.database),
         }
     }
@@ -222,7 +223,8 @@ impl fmt::Display for NamedRelation {
 /// itself that it is a relation.
 pub(super) fn list(relations: &[NamedRelation]) -> String {
     const SHOWN: usize = 4;
-    let noun = match relations.first().map(|r| r.kind) {
+    let named = relations.iter().all(|r| r.name.is_some());
+    let noun = match relations.first().map(|r| r.kind).filter(|_| named) {
         Some(Some(first)) if relations.iter().all(|r| r.kind == Some(first)) => match first {
             RelationKind::View => "view",
             RelationKind::MaterializedView => "materialized view",

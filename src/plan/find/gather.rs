@@ -5,11 +5,12 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 
-use super::cuts::Cuts;
+use super::{cuts::Cuts, names::FIRST_NORMAL};
 use crate::{
     postgres::{Lsn, TimelineId},
     wal::{
-        Change, Dropped, Fact, Named, Parameters, RelFile, RowCount, Rows, Summary, Told, TransactionEnd, summary::FEW,
+        self, Change, Dropped, Fact, Named, Parameters, RelFile, RowCount, Rows, Summary, Told, TransactionEnd,
+        summary::FEW,
     },
 };
 
@@ -111,7 +112,11 @@ type Place = (RelFile, u32, u16);
 struct Open {
     first: Lsn,
     last: Lsn,
-    locks: Vec<(u32, u32)>,
+    /// With where they were first told.
+    locks: Vec<(Lsn, (u32, u32))>,
+    renamings: Vec<Renaming>,
+    /// Whether it updated rows of `pg_type`.
+    types: bool,
     made: Vec<RelFile>,
     /// Deleted rows of shared catalogues.
     deletes: Vec<Place>,
@@ -126,7 +131,7 @@ pub(super) struct Gatherer {
     /// Where rows of shared catalogues were last overwritten in place.
     inplace: HashMap<Place, Lsn>,
     /// The last time that the log told.
-    time: Option<DateTime<Utc>>,
+    pub time: Option<DateTime<Utc>>,
     parameters: Option<Parameters>,
     pub happenings: Vec<Happening>,
     /// The names that rows of catalogues were given on the way: where, in which file, and what.
@@ -135,8 +140,50 @@ pub(super) struct Gatherer {
     pub cuts: Cuts,
     /// The first record of the segment before.
     previous: Option<Lsn>,
+    /// The names that transactions changed, in the order of their commits.
+    pub renamings: Vec<Renamings>,
+    /// The relations that committed transactions held locked against everybody, in the order of the commits.
+    pub locked: Vec<(Lsn, (u32, u32))>,
+    /// Where catalogues of a database were given new files, out of which no names are told; 0 for those that all share.
+    pub remapped: Vec<(Lsn, u32)>,
     /// Whether happenings were forgotten.
     pub forgotten: bool,
+}
+
+/// The names that a transaction changed.
+#[derive(Debug)]
+pub(super) struct Renamings {
+    /// Where its commit starts.
+    pub lsn: Lsn,
+    /// In the order of the log.
+    pub items: Vec<Renaming>,
+    /// The relations that it locked against everybody, as every renaming of a table does, and where.
+    pub locks: Vec<(Lsn, (u32, u32))>,
+    /// Whether it changed types, as every renaming of a table does, and none of an index.
+    pub types: bool,
+}
+
+/// An update of a row that gives something its name.
+#[derive(Debug)]
+pub(super) struct Renaming {
+    pub lsn: Lsn,
+    /// The catalogue.
+    pub file: RelFile,
+    /// Where the old row lay; where it is known as a whole, the new one.
+    pub place: (u32, u16),
+    pub how: How,
+}
+
+/// What is known of the new row.
+#[derive(Debug)]
+pub(super) enum How {
+    Whole(Named),
+    /// Where it lies, and the bytes from that one on that changed; unknown ones without them.
+    Changed {
+        place: (u32, u16),
+        at: u8,
+        bytes: Option<Vec<u8>>,
+    },
 }
 
 impl Gatherer {
@@ -151,6 +198,9 @@ impl Gatherer {
             named: Vec::new(),
             cuts: Cuts::default(),
             previous: None,
+            renamings: Vec::new(),
+            locked: Vec::new(),
+            remapped: Vec::new(),
             forgotten: false,
         }
     }
@@ -225,13 +275,33 @@ impl Gatherer {
                     let open = self.open(lock.xid, lsn);
                     let relation = (lock.database, lock.relation);
                     // Locks that are held long are told again and again.
-                    if !open.locks.contains(&relation) {
-                        open.locks.push(relation);
+                    if open.locks.iter().all(|(_, known)| *known != relation) {
+                        open.locks.push((lsn, relation));
                     }
                 }
             }
             Fact::FileCreate { file } if xid != 0 => self.open(xid, lsn).made.push(*file),
-            Fact::Rows(rows) if rows.file.database == 0 => self.shared_row(lsn, xid, rows),
+            Fact::Rows(rows) if rows.file.number == wal::named::TYPE => self.open(xid, lsn).types = true,
+            Fact::Rows(rows) => {
+                // A catalogue that was written anew, perhaps that of the databases.
+                if rows.file.database == 0 && rows.file.number >= FIRST_NORMAL && rows.change == Change::Update {
+                    let place = (rows.block, rows.offset);
+                    let how = How::Changed { place, at: 0, bytes: None };
+                    self.renamed(xid, Renaming { lsn, file: rows.file, place, how });
+                }
+                self.shared_row(lsn, xid, rows);
+            }
+            Fact::Named { rows, named } if rows.change == Change::Update => {
+                let how = How::Whole(named.clone());
+                self.renamed(xid, Renaming { lsn, file: rows.file, place: (rows.block, rows.offset), how });
+                self.shared_row(lsn, xid, rows);
+            }
+            Fact::Renamed { rows, to, at, bytes } => {
+                let how = How::Changed { place: *to, at: *at, bytes: bytes.clone() };
+                self.renamed(xid, Renaming { lsn, file: rows.file, place: (rows.block, rows.offset), how });
+                self.shared_row(lsn, xid, rows);
+            }
+            Fact::RelationMap { database } => self.remapped.push((lsn, *database)),
             Fact::Named { rows, named } => {
                 self.named.push((lsn, rows.file, named.clone()));
                 if self.named.len() >= 2 * KEPT {
@@ -273,6 +343,12 @@ impl Gatherer {
         }
     }
 
+    fn renamed(&mut self, xid: u32, renaming: Renaming) {
+        if xid != 0 {
+            self.open(xid, renaming.lsn).renamings.push(renaming);
+        }
+    }
+
     fn switch(&mut self, lsn: Lsn, timeline: TimelineId, previous: TimelineId) {
         if timeline != previous {
             self.push(lsn, lsn, self.time, 0, What::TimelineSwitch { timeline, previous });
@@ -280,6 +356,9 @@ impl Gatherer {
     }
 
     fn shared_row(&mut self, lsn: Lsn, xid: u32, rows: &Rows) {
+        if rows.file.database != 0 {
+            return;
+        }
         let place = (rows.file, rows.block, rows.offset);
         if xid != 0 {
             self.open(xid, lsn);
@@ -322,6 +401,19 @@ impl Gatherer {
         for rows in &mut open.rows {
             rows.at_least |= hidden || self.cuts.miss(rows.listed, lsn);
         }
+        if !aborted {
+            self.locked.extend(open.locks.iter().map(|(_, relation)| (lsn, *relation)));
+            let mut items = std::mem::take(&mut open.renamings);
+            items.sort_by_key(|r| r.lsn);
+            if !items.is_empty() {
+                self.renamings.push(Renamings { lsn, items, locks: open.locks.clone(), types: open.types });
+            }
+            if self.locked.len().max(self.renamings.len()) >= 4 * KEPT {
+                self.locked.drain(..self.locked.len() / 2);
+                self.renamings.drain(..self.renamings.len() / 2);
+                self.forgotten = true;
+            }
+        }
         let created = open.made.iter().filter(|f| !end.removed.contains(f)).copied().collect();
         let removed: Vec<RelFile> = end.removed.iter().filter(|f| !open.made.contains(f)).copied().collect();
         let structural = !removed.is_empty() || !end.dropped.is_empty();
@@ -333,7 +425,7 @@ impl Gatherer {
                 asked,
                 removed: removed.into_iter().rev().collect(),
                 created,
-                locks: open.locks,
+                locks: open.locks.into_iter().map(|(_, relation)| relation).collect(),
                 dropped: end.dropped.clone(),
                 made: open.made,
                 rows: open.rows,
@@ -357,6 +449,7 @@ impl Gatherer {
             let asked = self.wanted.xid == Some(xid);
             if massive || asked {
                 let Open { locks, rows, .. } = open;
+                let locks = locks.into_iter().map(|(_, relation)| relation).collect();
                 let work = Work { unended: true, asked, locks, rows, ..Work::default() };
                 self.push(open.last, open.last, None, xid, What::Transaction(Box::new(work)));
             }
@@ -378,6 +471,8 @@ impl Gatherer {
 impl Open {
     fn add(&mut self, other: Self) {
         self.locks.extend(other.locks);
+        self.renamings.extend(other.renamings);
+        self.types |= other.types;
         self.made.extend(other.made);
         other.rows.into_iter().for_each(|rows| self.count(rows));
     }

@@ -7,15 +7,12 @@
 use super::{
     finding::{FindKind, Finding, NamedDatabase, NamedRelation, list},
     gather::{FileRows, Happening, What, Work},
-    names::Names,
+    names::{FIRST_NORMAL, Names},
 };
 use crate::{
     postgres::{Lsn, TimelineId, Version, sql::catalogue::RelationKind},
     wal::{Parameters, RelFile},
 };
-
-/// Relations below this OID are PostgreSQL's own (`FirstNormalObjectId` in `src/include/access/transam.h`).
-const FIRST_NORMAL: u32 = 16384;
 
 type Key = (u32, u32);
 
@@ -131,7 +128,7 @@ impl<'n> Judge<'n> {
         if self.is_system(key, happening.lsn) || self.kind(key, happening.lsn) == Some(RelationKind::Toast) {
             return false;
         }
-        let mut relation = self.relation(key, happening.lsn);
+        let mut relation = self.names.named_relation(key, happening.lsn);
         relation.file = Some(rows.file);
         let count = |n: u64| if n == 1 { "1 row".to_owned() } else { format!("{n} rows") };
         let kind = if rows.deleted > 0 { FindKind::Delete } else { FindKind::Update };
@@ -159,7 +156,7 @@ impl<'n> Judge<'n> {
             if self.is_system(key, lsn) {
                 continue;
             }
-            let relation = self.relation(key, lsn);
+            let relation = self.names.named_relation(key, lsn);
             for (verb, count) in [("inserted", rows.inserted), ("updated", rows.updated), ("deleted", rows.deleted)] {
                 if count > 0 {
                     parts.push(format!("{verb} {count} in {relation}"));
@@ -304,23 +301,11 @@ impl<'n> Judge<'n> {
             None => true,
         });
         let chosen = if tables.is_empty() { others } else { tables };
-        let mut relations: Vec<_> = chosen.into_iter().map(|key| self.relation(key, lsn)).collect();
+        let mut relations: Vec<_> = chosen.into_iter().map(|key| self.names.named_relation(key, lsn)).collect();
         if kind == FindKind::Drop {
             relations.sort_by_key(|r| r.oid);
         }
         relations
-    }
-
-    fn relation(&self, key: Key, lsn: Lsn) -> NamedRelation {
-        let name = self.names.relation(key, lsn);
-        NamedRelation {
-            database: NamedDatabase { oid: key.0, name: self.names.database(key.0, lsn).map(str::to_owned) },
-            oid: key.1,
-            schema: name.map(|n| n.schema.clone()),
-            name: name.map(|n| n.name.clone()),
-            kind: name.map(|n| n.kind),
-            file: None,
-        }
     }
 
     fn found(&mut self, kind: FindKind, happening: &Happening, what: String) -> &mut Finding {

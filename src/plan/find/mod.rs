@@ -1,9 +1,9 @@
 //! Finds the mishap: searches the archived WAL for what was dropped, emptied, deleted, and for the marks that people set,
 //! and says for each the target that stops just before it.
 //!
-//! [`gather`] puts together what the log tells of a transaction, [`names`] knows what the numbers are called, [`judge`]
-//! says what it means, [`ends`] reads where a transaction ended that the summaries do not tell, [`cuts`] knows where they
-//! do not tell all.
+//! [`gather`] puts together what the log tells of a transaction, [`names`] knows what the numbers are called and
+//! [`renames`] follows what changes of that, [`judge`] says what it means, [`ends`] reads where a transaction ended that
+//! the summaries do not tell, [`cuts`] knows where they do not tell all.
 
 mod cuts;
 mod ends;
@@ -11,6 +11,7 @@ mod finding;
 mod gather;
 mod judge;
 mod names;
+mod renames;
 pub(super) mod search;
 #[cfg(test)]
 mod tests;
@@ -161,7 +162,7 @@ impl Finder<'_> {
         };
         let usual = FindKind::usual();
         let kinds = if self.request.kinds.is_empty() { &usual } else { &self.request.kinds };
-        let Searched { mut findings, forgotten, mut unknown } =
+        let Searched { mut findings, forgotten, mut unknown, .. } =
             search::search(stretch, &self.terms(kinds), self.watch).await?;
         findings.retain(|f| {
             let early = |edge| matches!((edge, f.time), (Some(Edge::Time(edge)), Some(time)) if time < edge);
@@ -201,6 +202,7 @@ impl Finder<'_> {
         Terms {
             kinds,
             table: request.table.as_ref(),
+            like: None,
             database: request.database.as_deref(),
             xid: request.xid.map(|xid| (xid & u64::from(u32::MAX)) as u32),
             rows: if particular { 1 } else { MANY_ROWS },

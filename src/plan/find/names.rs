@@ -1,15 +1,19 @@
 //! Names for the numbers of the log: out of the catalogues of the backups along the path, and out of the log itself for
-//! what was made in between. A name holds from where it is found on; before that, the first there is is the best.
+//! what was made in between. A name holds from where it is found on; before that, the first there is is the best, unless
+//! the log tells that it was another one. What [`super::renames`] makes uncertain has no name.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
 };
 
-use super::gather::{Happening, What};
+use super::{
+    finding::{NamedDatabase, NamedRelation},
+    gather::{Happening, What},
+};
 use crate::{
     error::{Kind, Result},
-    plan::TableName,
+    plan::{TableName, name},
     postgres::{
         Lsn,
         sql::catalogue::{RelationKind, RelationName},
@@ -17,6 +21,9 @@ use crate::{
     repository::{BackupDocument, CatalogueEntry, System},
     wal::{self, Named, RelFile},
 };
+
+/// Relations below this OID are PostgreSQL's own (`FirstNormalObjectId` in `src/include/access/transam.h`).
+pub(super) const FIRST_NORMAL: u32 = 16384;
 
 /// Numbers that need names.
 #[derive(Clone, Debug, Default)]
@@ -26,11 +33,13 @@ pub(super) struct Interest {
     files: HashSet<RelFile>,
     /// Relations that may be called so, whatever their numbers.
     table: Option<TableName>,
+    /// Tables that are called nearly so.
+    like: Option<TableName>,
 }
 
 impl Interest {
-    pub fn of(happenings: &[Happening], table: Option<&TableName>) -> Self {
-        let mut interest = Self { table: table.cloned(), ..Self::default() };
+    pub fn of(happenings: &[Happening], table: Option<&TableName>, like: Option<&TableName>) -> Self {
+        let mut interest = Self { table: table.cloned(), like: like.cloned(), ..Self::default() };
         for happening in happenings {
             let What::Transaction(work) = &happening.what else { continue };
             interest.relations.extend(work.locks.iter().copied());
@@ -40,34 +49,60 @@ impl Interest {
         interest
     }
 
+    /// Relations besides.
+    pub fn add(&mut self, relations: impl IntoIterator<Item = (u32, u32)>) {
+        self.relations.extend(relations);
+    }
+
     fn covers(&self, relation: &RelationName) -> bool {
-        self.relations.contains(&(relation.database, relation.oid))
+        matches!(relation.oid, wal::named::CLASS | wal::named::TYPE | wal::named::DATABASE)
+            || self.relations.contains(&(relation.database, relation.oid))
             || file_of(relation).is_some_and(|file| self.files.contains(&file))
             || relation.kind.is_table()
                 && relation.parent.is_some_and(|table| self.relations.contains(&(relation.database, table)))
             || self.table.as_ref().is_some_and(|t| t.table == relation.name)
+            || relation.kind.is_table() && self.like.as_ref().is_some_and(|t| is_like(t, &relation.name))
     }
+}
+
+/// Stands for the name of a schema that is not known.
+pub(super) const UNKNOWN: &str = "?";
+
+fn is_like(wanted: &TableName, name: &str) -> bool {
+    name::likeness(&wanted.table, name) >= name::ALIKE
 }
 
 fn file_of(relation: &RelationName) -> Option<RelFile> {
     Some(RelFile { tablespace: relation.tablespace, database: relation.database, number: relation.file? })
 }
 
-/// A name, and from where on it holds.
-type Since<T> = Vec<(Lsn, T)>;
+/// Names, each from where on it holds; none where it is not known. A relation of which the name is not known, but what it
+/// is, has an empty one.
+pub(super) type Since<T> = Vec<(Lsn, Option<T>)>;
+
+/// The entry that tells the name at `lsn`.
+pub(super) fn entry_at<T>(since: &Since<T>, lsn: Lsn) -> Option<(Lsn, &T)> {
+    let entry = since.iter().rev().find(|(from, _)| *from <= lsn).or(since.first())?;
+    Some((entry.0, entry.1.as_ref()?))
+}
 
 fn at<T>(since: &Since<T>, lsn: Lsn) -> Option<&T> {
-    since.iter().rev().find(|(from, _)| *from <= lsn).or(since.first()).map(|(_, name)| name)
+    entry_at(since, lsn).map(|(_, name)| name)
 }
 
 /// The names that are known.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    relations: HashMap<(u32, u32), Since<RelationName>>,
+    pub(super) relations: HashMap<(u32, u32), Since<RelationName>>,
     files: HashMap<RelFile, (u32, u32)>,
-    databases: HashMap<u32, Since<String>>,
-    tablespaces: HashMap<u32, Since<String>>,
-    schemas: HashMap<(u32, u32), Since<String>>,
+    pub(super) databases: HashMap<u32, Since<String>>,
+    pub(super) tablespaces: HashMap<u32, Since<String>>,
+    pub(super) schemas: HashMap<(u32, u32), Since<String>>,
+    /// Schemas that were renamed: from where on, in which database, what they were called before and, where it is known,
+    /// what they are called since.
+    pub(super) renamed_schemas: Vec<(Lsn, u32, String, Option<String>)>,
+    /// Databases whose `pg_class` or `pg_type` lies in a file of which the log tells no names, and from where on.
+    pub(super) blind: HashMap<u32, Lsn>,
     /// The last catalogue that has a relation, and the last there is.
     seen: HashMap<(u32, u32), Lsn>,
     last: Option<Lsn>,
@@ -105,6 +140,11 @@ impl Names {
             CatalogueEntry::Schema(s) => add(self.schemas.entry((s.database, s.oid)).or_default(), lsn, s.name),
             CatalogueEntry::Relation(relation) => {
                 let key = (relation.database, relation.oid);
+                let tells = matches!(relation.oid, wal::named::CLASS | wal::named::TYPE);
+                if tells && relation.file != Some(relation.oid) {
+                    let sound = self.relations.get(&key).and_then(|since| since.last()).map_or(Lsn(0), |(lsn, _)| *lsn);
+                    self.blind.entry(relation.database).or_insert(sound);
+                }
                 if let Some(file) = file_of(&relation) {
                     self.files.insert(file, key);
                 }
@@ -126,7 +166,7 @@ impl Names {
                 let relation = RelationName {
                     database: file.database,
                     oid,
-                    schema: schema.cloned().unwrap_or_else(|| "?".into()),
+                    schema: schema.cloned().unwrap_or_else(|| UNKNOWN.into()),
                     name,
                     kind: RelationKind::from_letter(kind),
                     file: None,
@@ -172,15 +212,67 @@ impl Names {
         at(self.databases.get(&oid)?, lsn).map(String::as_str)
     }
 
+    /// The tables that are called nearly so, by the last names that are known.
+    pub fn tables_like(&self, wanted: &TableName) -> Vec<NamedRelation> {
+        let last = Lsn(u64::MAX);
+        let keys = self
+            .relations
+            .keys()
+            .filter(|key| self.relation(**key, last).is_some_and(|r| r.kind.is_table() && is_like(wanted, &r.name)));
+        keys.map(|key| self.named_relation(*key, last)).collect()
+    }
+
+    /// The names of all databases that are known.
+    pub fn databases(&self) -> Vec<String> {
+        let last = Lsn(u64::MAX);
+        self.databases.keys().filter_map(|oid| self.database(*oid, last)).map(str::to_owned).collect()
+    }
+
+    /// What a relation's schema was called at `lsn`.
+    pub(super) fn schema(&self, key: (u32, u32), lsn: Lsn) -> Option<String> {
+        let (from, relation) = entry_at(self.relations.get(&key)?, lsn)?;
+        let mut schema = Some(relation.schema.clone());
+        for (at, _, before, after) in self.renamed_schemas.iter().filter(|(_, database, ..)| *database == key.0) {
+            if from < *at && *at <= lsn && schema.as_ref() == Some(before) {
+                schema.clone_from(after);
+            } else if lsn < *at && *at <= from {
+                // What was found later may have been called otherwise.
+                schema = None;
+            }
+        }
+        schema.filter(|schema| schema != UNKNOWN)
+    }
+
+    /// A relation with all its names at `lsn`.
+    pub fn named_relation(&self, key: (u32, u32), lsn: Lsn) -> NamedRelation {
+        let name = self.relation(key, lsn);
+        NamedRelation {
+            database: NamedDatabase { oid: key.0, name: self.database(key.0, lsn).map(str::to_owned) },
+            oid: key.1,
+            schema: self.schema(key, lsn),
+            name: name.map(|n| n.name.clone()).filter(|name| !name.is_empty()),
+            kind: name.map(|n| n.kind),
+            file: None,
+        }
+    }
+
     /// A tablespace, as it was called at `lsn`.
     pub fn tablespace(&self, oid: u32, lsn: Lsn) -> Option<&str> {
         at(self.tablespaces.get(&oid)?, lsn).map(String::as_str)
     }
 }
 
-fn add<T: PartialEq>(since: &mut Since<T>, lsn: Lsn, name: T) {
+fn add<T>(since: &mut Since<T>, lsn: Lsn, name: T) {
     let place = since.partition_point(|(from, _)| *from <= lsn);
-    if place.checked_sub(1).is_none_or(|before| since[before].1 != name) {
-        since.insert(place, (lsn, name));
+    since.insert(place, (lsn, Some(name)));
+}
+
+/// From `lsn` on it is called so. What it was called before that is not known from what it was called later.
+pub(super) fn turn<T: PartialEq>(since: &mut Since<T>, lsn: Lsn, name: Option<T>) {
+    let place = since.partition_point(|(from, _)| *from <= lsn);
+    match place.checked_sub(1).map(|before| since[before].1 == name) {
+        Some(true) => {}
+        Some(false) => since.insert(place, (lsn, name)),
+        None => since.splice(0..0, [(Lsn(0), None), (lsn, name)]).for_each(drop),
     }
 }

@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::{
     cuts::Cuts,
     ends::{self, Ends},
-    finding::{FindKind, Finding},
+    finding::{FindKind, Finding, NamedRelation},
     gather::{Gatherer, Happening, Wanted, What, Work},
     judge::Judge,
     names::{Interest, Names},
@@ -41,6 +41,8 @@ pub(in crate::plan) struct Stretch<'a> {
 pub(in crate::plan) struct Terms<'a> {
     pub kinds: &'a [FindKind],
     pub table: Option<&'a TableName>,
+    /// Tables that are called nearly so are told in [`Searched::tables`].
+    pub like: Option<&'a TableName>,
     pub database: Option<&'a str>,
     pub xid: Option<u32>,
     /// Deletions and updates of at least that many rows.
@@ -61,6 +63,12 @@ pub(in crate::plan) struct Searched {
     pub forgotten: bool,
     /// What is not known, in words.
     pub unknown: Vec<String>,
+    /// The last time that the log tells.
+    pub last_time: Option<DateTime<Utc>>,
+    /// The tables that are known at its end and called nearly as was asked.
+    pub tables: Vec<NamedRelation>,
+    /// The databases that are known.
+    pub databases: Vec<String>,
 }
 
 /// Searches.
@@ -76,11 +84,12 @@ pub(in crate::plan) async fn search(stretch: Stretch<'_>, terms: &Terms<'_>, wat
             gathered.happenings.push(happening);
         }
     }
-    let interest = Interest::of(&gathered.happenings, terms.table);
+    let mut interest = Interest::of(&gathered.happenings, terms.table, terms.like);
+    interest.add(gathered.renamings.iter().flat_map(|r| &r.locks).map(|(_, relation)| *relation));
     let mut names = Names::read(stretch.system, &catalogues(stretch), interest).await?;
-    for (lsn, file, named) in std::mem::take(&mut gathered.named) {
-        names.named(lsn, file, named);
-    }
+    let size = stretch.system.document.segment_size;
+    stretch.runs.iter().skip(1).for_each(|run| names.gap(Lsn(run.first * size.bytes())));
+    names.follow(std::mem::take(&mut gathered.named), &gathered);
     let version = stretch.system.document.postgres;
     let mut judge = Judge::new(&mut names, version, terms.rows, terms.xid.is_some());
     for happening in &gathered.happenings {
@@ -93,7 +102,10 @@ pub(in crate::plan) async fn search(stretch: Stretch<'_>, terms: &Terms<'_>, wat
     findings.retain(|f| f.stop >= stretch.from && stretch.to.is_none_or(|to| f.lsn < to));
     findings.sort_by_key(|f| f.lsn);
     unknown.extend(gathered.cuts.remark(terms.rows));
-    Ok(Searched { findings, forgotten: gathered.forgotten, unknown })
+    let tables = terms.like.map_or_else(Vec::new, |like| names.tables_like(like));
+    let databases = names.databases();
+    let (forgotten, last_time) = (gathered.forgotten, gathered.time);
+    Ok(Searched { findings, forgotten, unknown, last_time, tables, databases })
 }
 
 impl Terms<'_> {

@@ -117,6 +117,7 @@ impl Log {
         self.summary.changes = List { items: std::mem::take(&mut self.summary.changes.items), cut: false };
         gatherer.segment(&self.summary);
         gatherer.finish();
+        self.names.follow(std::mem::take(&mut gatherer.named), &gatherer);
         let least = self.wanted.rows.unwrap_or(u64::MAX);
         let mut judge = Judge::new(&mut self.names, Version(self.version), least, self.wanted.xid.is_some());
         for happening in &gatherer.happenings {

@@ -3,7 +3,7 @@
 use super::{RowCount, Summary, Told};
 use crate::{
     postgres::Lsn,
-    wal::{Change, Ended, Fact, Record, RelFile, TransactionEnd},
+    wal::{Change, Ended, Fact, Record, RelFile, TransactionEnd, named::TYPE},
 };
 
 /// The tablespace `pg_global`, where the shared catalogues lie (`GLOBALTABLESPACE_OID`).
@@ -71,6 +71,7 @@ impl List {
     fn of(fact: &Fact) -> Self {
         match fact {
             Fact::Commit(end) | Fact::Abort(end) if end.prepared => Self::Turns,
+            Fact::Commit(end) if end.catalogues => Self::Changes,
             Fact::Commit(end) | Fact::Abort(end) => {
                 let plain = end.removed.is_empty() && end.dropped.is_empty() && end.subtransactions.is_empty();
                 if plain { Self::None } else { Self::Changes }
@@ -92,7 +93,10 @@ impl List {
             | Fact::Locks { .. }
             | Fact::RelationMap { .. }
             | Fact::Named { .. }
+            | Fact::Renamed { .. }
             | Fact::Message { .. } => Self::Changes,
+            // Every renaming of a table renames its type.
+            Fact::Rows(rows) if rows.file.number == TYPE && rows.change == Change::Update => Self::Changes,
             Fact::Rows(rows) if rows.file.tablespace == GLOBAL && rows.change != Change::Insert => Self::Changes,
             Fact::Rows(_) | Fact::PageImage { .. } | Fact::Assignment { .. } | Fact::Switch | Fact::Other => Self::None,
         }
@@ -103,7 +107,11 @@ impl RowCount {
     /// An empty count for what a record says about rows, if it does.
     pub(super) fn of(record: &Record) -> Option<Self> {
         let file = match &record.fact {
-            Fact::Rows(rows) | Fact::Named { rows, .. } if rows.change != Change::Inplace => rows.file,
+            Fact::Rows(rows) | Fact::Named { rows, .. } | Fact::Renamed { rows, .. }
+                if rows.change != Change::Inplace =>
+            {
+                rows.file
+            }
             Fact::PageImage { file, .. } => *file,
             _ => return None,
         };
@@ -125,7 +133,7 @@ impl RowCount {
     /// Adds what a record says about rows.
     pub(super) fn add(&mut self, fact: &Fact) {
         match fact {
-            Fact::Rows(rows) | Fact::Named { rows, .. } => {
+            Fact::Rows(rows) | Fact::Named { rows, .. } | Fact::Renamed { rows, .. } => {
                 let count = match rows.change {
                     Change::Insert => &mut self.inserted,
                     Change::Update => &mut self.updated,
@@ -154,7 +162,7 @@ impl RowCount {
 /// The file that a record makes or fills.
 pub(super) fn filled(fact: &Fact) -> Option<RelFile> {
     match fact {
-        Fact::Rows(rows) | Fact::Named { rows, .. } => Some(rows.file),
+        Fact::Rows(rows) | Fact::Named { rows, .. } | Fact::Renamed { rows, .. } => Some(rows.file),
         Fact::PageImage { file, .. } | Fact::FileCreate { file } => Some(*file),
         _ => None,
     }
