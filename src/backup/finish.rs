@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 use super::{
     ancestor::Ancestor,
     archived::Archived,
-    catalogue,
+    catalogue, extra,
     request::{BackupRequest, Surroundings},
     workers::Haul,
 };
@@ -50,6 +50,8 @@ pub struct Taken {
     pub origin: Option<Origin>,
     /// The backup whose layers the files may name.
     pub ancestor: Option<Arc<Ancestor>>,
+    /// Its files from outside the data directory.
+    pub extra: extra::Taken,
 }
 
 /// The id of this second; when a backup has it already, of the next.
@@ -106,7 +108,7 @@ pub async fn finish(
     let tablespaces = manifest.tablespaces.clone();
     let references: BTreeSet<_> = manifest.parts.iter().map(|p| p.backup).filter(|b| *b != taken.id).collect();
     let (manifest_blake3, length) = system.put_manifest(manifest, 1, request.level).await?;
-    let Taken { control, haul, catalogue, .. } = taken;
+    let Taken { control, haul, catalogue, extra, .. } = taken;
     let mut bad_pages = haul.bad;
     bad_pages.sort_by(|a, b| (&a.path, a.block).cmp(&(&b.path, b.block)));
     let document = BackupDocument {
@@ -129,12 +131,17 @@ pub async fn finish(
         last_segment: last,
         size: content,
         files,
-        stored: haul.parts.iter().map(|p| p.length).sum::<u64>() + length + catalogue.length,
+        stored: haul.parts.iter().map(|p| p.length).sum::<u64>()
+            + length
+            + catalogue.length
+            + extra.object.as_ref().map_or(0, |e| e.length),
         parts: haul.parts.iter().map(|p| PartSummary { number: p.number, length: p.length }).collect(),
         references: references.into_iter().collect(),
         manifest: 1,
         manifest_blake3,
         catalogue: catalogue.number,
+        extra: extra.object,
+        extra_left_out: extra.left_out,
         data_checksums: control.has_checksums(),
         bad_pages,
         tablespaces,

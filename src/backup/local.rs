@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 
 use super::{
     ancestor::{self, Ancestor},
-    catalogue,
+    catalogue, extra,
     finish::{Taken, finish, new_id, with_lease},
     origin,
     part::{Attributes, Parts},
@@ -86,14 +86,17 @@ impl Driver<'_> {
         self.around.progress.start("backing up", Some(walk.size()));
         let job = Arc::new(self.job(id, start, &walk, ancestor.clone()));
         let level = self.request.level;
-        let (haul, mut catalogue) = tokio::join!(
+        let (haul, mut catalogue, extra) = tokio::join!(
             workers::run(job.clone(), self.request.parallel),
             catalogue::take(self.system, &self.request.conninfo, id, started, level),
+            extra::take(self.system, self.request, self.around, &self.facts, self.pgdata, id),
         );
-        let (mut haul, unnamed) = (haul?, std::mem::take(&mut catalogue.missing));
+        let (mut haul, extra, unnamed) = (haul?, extra?, std::mem::take(&mut catalogue.missing));
         let (stop, control, last) = self.last_part(&job, session).await?;
         haul.files.extend(last.files);
         haul.parts.extend(last.parts);
+        let skipped = walk.skipped.iter().map(|s| format!("{} {}", s.path.display(), s.why));
+        let skipped = skipped.chain(extra.words()).collect();
         let taken = Taken {
             id,
             control,
@@ -108,9 +111,9 @@ impl Driver<'_> {
             catalogue,
             origin: Some(origin),
             ancestor,
+            extra,
         };
         let document = finish(self.system, self.request, self.around, taken).await?;
-        let skipped = walk.skipped.iter().map(|s| format!("{} {}", s.path.display(), s.why)).collect();
         Ok(BackupOutcome { document, skipped, unnamed })
     }
 

@@ -209,14 +209,14 @@ fn header(path: &Path, size: u64, attributes: Attributes) -> Result<Vec<u8>> {
 
 /// Hashes and counts what passes through.
 #[derive(Debug)]
-struct HashWriter<W> {
-    inner: W,
-    hasher: blake3::Hasher,
-    length: u64,
+pub(super) struct HashWriter<W> {
+    pub(super) inner: W,
+    pub(super) hasher: blake3::Hasher,
+    pub(super) length: u64,
 }
 
 impl<W> HashWriter<W> {
-    fn new(inner: W) -> Self {
+    pub(super) fn new(inner: W) -> Self {
         Self { inner, hasher: blake3::Hasher::new(), length: 0 }
     }
 }

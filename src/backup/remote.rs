@@ -4,7 +4,7 @@
 use tokio::sync::mpsc::{self, Sender};
 
 use super::{
-    catalogue,
+    catalogue, extra,
     finish::{Taken, finish, new_id, with_lease},
     intake::{Intake, Received},
     part::Parts,
@@ -72,7 +72,9 @@ impl Driver<'_> {
         };
         let (received, ended, archives) = taken?;
         let stopped = self.around.clock.now();
-        let skipped = connection.take_warnings().into_iter().map(|w| format!("the server warns: {w}")).collect();
+        let extra = extra::out_of_reach(self.request).await;
+        let skipped = connection.take_warnings().into_iter().map(|w| format!("the server warns: {w}"));
+        let skipped = skipped.chain(extra.words()).collect();
         let version_number = connection.version_number();
         drop(connection);
         self.check(&received, ended)?;
@@ -91,6 +93,7 @@ impl Driver<'_> {
             catalogue,
             origin: None,
             ancestor: None,
+            extra,
         };
         let document = finish(self.system, self.request, self.around, taken).await?;
         Ok(BackupOutcome { document, skipped, unnamed })

@@ -34,6 +34,8 @@ pub struct BackupRequest {
     pub rate_limit: Option<u64>,
     /// Paths below the data directory to leave out.
     pub exclude: Vec<PathBuf>,
+    /// Files, folders and patterns outside the data directory to save as well, all absolute.
+    pub files: Vec<String>,
     /// How long to wait for the archive at the end.
     pub archive_timeout: Duration,
 }

@@ -56,6 +56,7 @@ pub async fn take(args: &Args, context: &Context) -> Result<BackupOutcome> {
         level: config.backup.compression,
         rate_limit: config.backup.rate_limit,
         exclude: config.backup.exclude.iter().map(PathBuf::from).collect(),
+        files: config.backup.files.clone(),
         archive_timeout: config.archive.timeout,
     };
     let around = Surroundings {
@@ -104,6 +105,10 @@ fn tell(outcome: &BackupOutcome, context: &Context) -> Result<End> {
             document.stop_lsn,
             document.timeline,
         ));
+        if let Some(extra) = &document.extra {
+            let size = human::size(extra.size);
+            out.remark(format_args!("{} files from outside the data directory are saved with it, {size}", extra.files));
+        }
         out.line(document.id);
     }
     Ok(if document.bad_pages.is_empty() { End::Done } else { End::DamageFound })

@@ -55,12 +55,26 @@ pub struct Args {
     /// Who is to own the files [default: the owner of the directory, or of the folder it is in]
     #[arg(long, value_name = "USER")]
     owner: Option<String>,
+    /// Where files go that lay outside the data directory, such as /etc/postgresql
+    #[arg(long, value_enum, default_value = "beside", value_name = "WHERE")]
+    extra_files: ExtraFiles,
     /// A setting for the copy until it is adopted, such as port=5433; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
     set: Vec<(String, String)>,
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
+}
+
+/// Where files go that lay outside the data directory.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ExtraFiles {
+    /// Into the folder <PGDATA>.walden-extra, to be looked at
+    Beside,
+    /// To where they were; those that differ are replaced with --force alone
+    InPlace,
+    /// Nowhere
+    LeaveOut,
 }
 
 /// What the server does at the target.
@@ -113,7 +127,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     let prepared =
         Restore::prepare(system, plan.clone(), request.clone(), context.clock.now()).await.map_err(unplanned)?;
     if args.start && prepared.lacks_configuration() {
-        return Err(Error::refused("postgresql.conf is not in the backup, because it lay outside the data directory")
+        return Err(Error::refused("postgresql.conf lay outside the data directory, and the copy has none")
             .hint("restore without --start, put one there, then start the server"));
     }
     let owner = prepared.owner().clone();
@@ -204,6 +218,11 @@ fn request(args: &Args, context: &Context) -> Result<RestoreRequest> {
         owner: args.owner.clone(),
         restore_command: String::new(),
         settings: args.set.clone(),
+        extra_files: match args.extra_files {
+            ExtraFiles::Beside => restore::ExtraFiles::Beside,
+            ExtraFiles::InPlace => restore::ExtraFiles::InPlace,
+            ExtraFiles::LeaveOut => restore::ExtraFiles::LeaveOut,
+        },
         parallel: context.config()?.restore.parallel,
     };
     request.resolve()?;
@@ -249,6 +268,17 @@ fn tell_restored(restored: &Restored, plan: &Plan, starts: bool, output: &Output
     }
     if let Some(aside) = &restored.aside {
         output.line(format_args!("  {} WAL files of the old directory lie in {}", restored.wal_aside, aside.display()));
+    }
+    if let Some(extra) = &restored.extra {
+        let kept = if extra.kept > 0 { format!(", {} of them were there", extra.kept) } else { String::new() };
+        let where_to = match extra.folder.parent() {
+            None => "are in their places".to_owned(),
+            Some(_) => format!("lie in {}", extra.folder.display()),
+        };
+        output.line(format_args!("  {} files from outside the data directory {where_to}{kept}", extra.files));
+        for remark in &extra.remarks {
+            plan::warn(remark, output);
+        }
     }
     if !starts {
         output.line("start PostgreSQL there: it recovers up to the target");

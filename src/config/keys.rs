@@ -167,6 +167,13 @@ pub static KEYS: &[Key] = &[
         Nothing,
         "Files and directories to leave out, relative to the data directory, besides what PostgreSQL leaves out itself.",
     ),
+    key(
+        "backup",
+        "files",
+        Kind::Paths,
+        Nothing,
+        "Files and folders outside the data directory to save with every local backup; `*`, `?` and `[a-z]` stand for parts of a name. The server's configuration files are saved without being named. Whoever may read the repository may read them.",
+    ),
     key("restore", "parallel", Kind::Whole(1, 64), Processors, "How many files are fetched and written at a time."),
     key(
         "restore",
@@ -181,7 +188,7 @@ pub static KEYS: &[Key] = &[
 pub const LATER: [&str; 4] = ["encryption", "keep", "schedule", "notify"];
 
 /// Keys of a later version in tables of this one: refused as these tables are.
-pub const LATER_KEYS: [(&str, &str); 3] = [("archive", "parallel"), ("archive", "state_dir"), ("backup", "files")];
+pub const LATER_KEYS: [(&str, &str); 2] = [("archive", "parallel"), ("archive", "state_dir")];
 
 /// The tables there are, in order.
 pub fn tables() -> impl Iterator<Item = &'static str> {

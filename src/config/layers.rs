@@ -88,6 +88,7 @@ impl Layers {
                 parallel: backup.count("parallel"),
                 rate_limit: backup.size("rate_limit"),
                 exclude: backup.list("exclude"),
+                files: backup.list("files"),
             },
             restore: RestoreConfig {
                 parallel: restore.count("parallel"),

@@ -113,6 +113,8 @@ pub struct BackupConfig {
     pub rate_limit: Option<u64>,
     /// What to leave out, relative to the data directory.
     pub exclude: Vec<String>,
+    /// Files, folders and patterns outside the data directory to save as well.
+    pub files: Vec<String>,
 }
 
 /// `[restore]`.

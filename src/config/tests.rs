@@ -187,6 +187,7 @@ fn every_key_changes_the_configuration() {
     let before = typed(None);
     for key in keys::KEYS {
         let sample = match key.kind {
+            value::Kind::Paths => "/sample",
             value::Kind::Text | value::Kind::List | value::Kind::Connection => "sample",
             value::Kind::Url => "file:///other",
             value::Kind::Endpoint => "http://localhost:9000",

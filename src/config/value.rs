@@ -32,6 +32,8 @@ pub enum Kind {
     Compression,
     /// Several texts, none empty.
     List,
+    /// Several absolute paths.
+    Paths,
 }
 
 /// What was written, before it is known to make sense.
@@ -94,6 +96,7 @@ impl Kind {
             Self::Choice(words) => words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(" or "),
             Self::Compression => format!("\"zstd:LEVEL\" with a level from {} to {}", LEVELS.start(), LEVELS.end()),
             Self::List => "a list of texts like [\"a\", \"b\"]".into(),
+            Self::Paths => "a list of absolute paths like [\"/a\", \"/b\"]".into(),
         }
     }
 
@@ -114,6 +117,13 @@ impl Kind {
             (Self::List, Raw::List(items)) if items.iter().all(|item| !item.is_empty()) => Ok(Value::List(items)),
             (Self::List, Raw::List(_)) => Err("an item is empty".into()),
             (Self::List, Raw::Plain(text)) => self.read(Raw::List(text.split(',').map(|t| t.trim().into()).collect())),
+            (Self::Paths, raw) => match Self::List.read(raw)? {
+                Value::List(items) => match items.iter().find(|item| !item.starts_with('/')) {
+                    Some(item) => Err(format!("\"{item}\" is not an absolute path")),
+                    None => Ok(Value::List(items)),
+                },
+                other => Ok(other),
+            },
             (Self::Switch | Self::Whole(..) | Self::List, other) => Err(format!("it is {}", other.name())),
             (_, Raw::Text(text) | Raw::Plain(text)) if !text.trim().is_empty() && !text.contains('\0') => {
                 self.read_text(text)
@@ -219,6 +229,8 @@ mod tests {
             (Kind::Compression, text("lz4")),
             (Kind::Compression, text("zstd3")),
             (Kind::List, text("a")),
+            (Kind::Paths, text("/a")),
+            (Kind::Paths, Raw::List(vec!["/a".into(), "etc".into()])),
             (Kind::List, Raw::List(vec![String::new()])),
         ] {
             let told = kind.read(raw.clone()).expect_err("a mistake");

@@ -104,6 +104,48 @@ fn accounts() -> Vec<Account> {
     text.lines().filter_map(account).collect()
 }
 
+/// The name of a user, where it has one.
+#[must_use]
+pub fn user_name(uid: u32) -> Option<String> {
+    name_of("/etc/passwd", uid)
+}
+
+/// The name of a group, where it has one.
+#[must_use]
+pub fn group_name(gid: u32) -> Option<String> {
+    name_of("/etc/group", gid)
+}
+
+/// The number of the user of that name.
+#[must_use]
+pub fn user_number(name: &str) -> Option<u32> {
+    number_of("/etc/passwd", name)
+}
+
+/// The number of the group of that name.
+#[must_use]
+pub fn group_number(name: &str) -> Option<u32> {
+    number_of("/etc/group", name)
+}
+
+fn name_of(list: &str, number: u32) -> Option<String> {
+    entries(list).into_iter().find(|(_, other)| *other == number).map(|(name, _)| name)
+}
+
+fn number_of(list: &str, name: &str) -> Option<u32> {
+    entries(list).into_iter().find(|(other, _)| other == name).map(|(_, number)| number)
+}
+
+/// The names and numbers in one of the two lists: both have them in their first and third fields.
+fn entries(list: &str) -> Vec<(String, u32)> {
+    let text = fs::read_to_string(list).unwrap_or_default();
+    let entry = |line: &str| {
+        let mut fields = line.split(':');
+        Some((fields.next()?.to_owned(), fields.nth(1)?.parse().ok()?))
+    };
+    text.lines().filter_map(entry).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

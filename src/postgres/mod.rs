@@ -23,6 +23,7 @@ pub mod account;
 pub mod archive_status;
 pub mod backup_label;
 pub mod backup_manifest;
+pub mod configuration;
 pub mod conninfo;
 pub mod control;
 pub mod datadir;

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
+    extra::{ExtraObject, LeftOut},
     manifest::Origin,
     names::{BackupId, ClusterName, Incarnation},
 };
@@ -132,6 +133,12 @@ pub struct BackupDocument {
     /// The number of its catalogue: `catalogue-<n>.json.zst`. Absent where none was taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub catalogue: Option<u32>,
+    /// Its files from outside the data directory; absent where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extra: Option<ExtraObject>,
+    /// Such files that were meant, and are not in it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extra_left_out: Vec<LeftOut>,
     /// Whether the cluster has page checksums.
     pub data_checksums: bool,
     /// Pages whose checksums were wrong: the backup is kept, and marked by these.

@@ -119,6 +119,11 @@ impl SystemFolder {
         Key::new(format!("{}catalogue-{number}.json.zst", self.backup(id)))
     }
 
+    /// The files of a backup from outside its data directory, in their `number`th version.
+    pub fn extra(&self, id: BackupId, number: u32) -> Result<Key> {
+        self.key(&format!("backups/{id}/extra-{number}.tar.zst"))
+    }
+
     /// A part of a backup; parts are counted from 1.
     pub fn part(&self, id: BackupId, number: u32) -> Result<Key> {
         Key::new(format!("{}part-{number:05}.tar.zst", self.backup(id)))

@@ -3,6 +3,7 @@
 
 mod catalogue;
 mod documents;
+mod extra;
 mod layout;
 pub mod lease;
 mod listing;
@@ -26,6 +27,7 @@ pub use catalogue::{CatalogueEntry, CatalogueWriter};
 pub use documents::{
     BackupDocument, BadPage, FORMAT, IntentDocument, PartSummary, RepositoryDocument, SystemDocument, Tablespace,
 };
+pub use extra::{ExtraObject, ExtraWriter, LeftOut, Member, MemberKind};
 pub use layout::{REPOSITORY, SystemFolder, segment_of};
 pub use manifest::{Directory, File, FileStat, FileSystem, Hashed, Layer, LayerKind, LayerMap, Manifest, Origin, Part};
 pub use names::{BackupId, ClusterName, EndedRow, Incarnation, RollUpName};

@@ -9,8 +9,10 @@
 mod adopt;
 mod clear;
 mod export;
+mod extra;
 mod fetch;
 mod files;
+mod ground;
 mod layers;
 mod mark;
 mod note;
@@ -30,11 +32,12 @@ mod testing;
 
 pub use adopt::{AdoptRequest, Adopted, adopt};
 pub use export::{Exported, export};
+pub use extra::Written;
 pub use mark::{Mark, unfinished};
 pub use note::{Took, remember};
 pub use owner::Owner;
 pub use prepare::{Restore, resumable};
-pub use request::{RestoreRequest, Then, Wish};
+pub use request::{ExtraFiles, RestoreRequest, Then, Wish};
 pub use run::Restored;
 pub use start::{Outcome, Reached, StartRequest, Started, find_programs, start};
 

@@ -10,6 +10,7 @@ use std::{
 use chrono::{DateTime, Utc};
 
 use super::{
+    extra::Extra,
     mark::{self, Mark, Phase},
     owner::Owner,
     request::{RestoreRequest, Then},
@@ -54,6 +55,7 @@ pub struct Restore {
     pub(super) waldir: Option<PathBuf>,
     pub(super) before: Before,
     pub(super) rescue: Option<Rescue>,
+    pub(super) extra: Option<Extra>,
     pub(super) begun: DateTime<Utc>,
     steps: Vec<String>,
     warnings: Vec<String>,
@@ -96,10 +98,16 @@ impl Restore {
         let mut warnings = Vec::new();
         if lacks_configuration(&manifest) {
             warnings.push(
-                "postgresql.conf is not in the backup, because it lay outside the data directory: put one there before the start"
+                "postgresql.conf is not in the data directory of the backup, because it lay outside: put one there before the start"
                     .to_owned(),
             );
         }
+        let others = tablespaces.iter().map(|(_, path)| path).chain(&waldir);
+        let apart = others.chain([&pgdata]).cloned().collect();
+        let extra = Extra::look(&system, &plan.backup, &request, &owner, apart).await?;
+        warnings.extend(extra.iter().flat_map(Extra::warnings));
+        let left_out = plan.backup.extra_left_out.iter();
+        warnings.extend(left_out.map(|l| format!("the backup could not save {}: {}", l.path, l.why)));
         warnings.extend(room(&manifest, &plan, &system, &pgdata, &tablespaces, waldir.as_deref(), before)?);
         let rescue = match (before, mark.as_ref().map(|m| m.phase)) {
             (Before::Compared | Before::Removed, _) | (Before::Unfinished, Some(Phase::Clearing)) => {
@@ -118,6 +126,7 @@ impl Restore {
             waldir,
             before,
             rescue,
+            extra,
             begun,
             steps: Vec::new(),
             warnings,
@@ -189,6 +198,7 @@ impl Restore {
         steps.extend(self.waldir.iter().map(|path| format!("make pg_wal a link to {}", path.display())));
         let created = self.plan.created_tablespaces.iter().filter(|t| !t.path.is_empty());
         steps.extend(created.map(|t| format!("make the directory {} for a tablespace that replay creates", t.path)));
+        steps.extend(self.extra.iter().flat_map(Extra::steps));
         steps.push(
             match (self.request.standby, self.request.then) {
                 (true, _) => "leave it ready to start as a standby",

@@ -42,6 +42,19 @@ impl From<Then> for TargetAction {
     }
 }
 
+/// Where files go that lay outside the data directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExtraFiles {
+    /// Into a folder beside the copy, to be looked at.
+    #[default]
+    Beside,
+    /// To where they were.
+    InPlace,
+    /// Nowhere.
+    LeaveOut,
+}
+
 /// How to carry out a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreRequest {
@@ -72,6 +85,9 @@ pub struct RestoreRequest {
     /// Further settings for the copy.
     #[serde(default)]
     pub settings: Vec<(String, String)>,
+    /// Where files go that lay outside the data directory.
+    #[serde(default)]
+    pub extra_files: ExtraFiles,
     /// How many parts are fetched at a time.
     pub parallel: usize,
 }

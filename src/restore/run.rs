@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::{
     clear,
+    extra::Written,
     fetch::Source,
     files::Job,
     mark::{Mark, Phase},
@@ -53,6 +54,8 @@ pub struct Restored {
     pub wal_aside: usize,
     /// Where to, if any were.
     pub aside: Option<PathBuf>,
+    /// What became of the files that lay outside the data directory; `None` where there were none.
+    pub extra: Option<Written>,
     /// How long it took.
     #[serde(serialize_with = "seconds")]
     pub took: Duration,
@@ -90,6 +93,10 @@ impl Restore {
             interrupt: watch.interrupt.clone(),
         });
         let kept = self.files(&job).await?;
+        let extra = match &self.extra {
+            Some(extra) => extra.write(&self.system).await?,
+            None => None,
+        };
         let settle = Settle::fetch(&self, &job).await?;
         let made = {
             let place = place.clone();
@@ -107,6 +114,7 @@ impl Restore {
             wal_pushed: rescued.pushed,
             wal_aside: rescued.aside,
             aside: self.rescue.filter(|_| rescued.aside > 0).map(|r| r.aside),
+            extra,
             took: since.elapsed(),
         })
     }

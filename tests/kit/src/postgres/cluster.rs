@@ -98,6 +98,11 @@ impl Cluster {
         }
     }
 
+    /// Gives every later start of the server one more setting, such as `config_file=/etc/postgresql.conf`.
+    pub fn option(&mut self, setting: &str) {
+        self.options.extend(["-c".to_owned(), setting.to_owned()]);
+    }
+
     /// Starts the server and waits until it takes connections.
     ///
     /// # Panics

@@ -1,0 +1,159 @@
+//! Which files PostgreSQL's configuration files take in: `include` and its kind, and `@file` in pg_hba.conf.
+//!
+//! `postgresql.conf` by `src/backend/utils/misc/guc-file.l`; pg_hba.conf and pg_ident.conf by `next_token` and
+//! `tokenize_auth_file` in `src/backend/libpq/hba.c`.
+
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+/// How a file is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Syntax {
+    /// As `postgresql.conf`.
+    Settings,
+    /// As pg_hba.conf and pg_ident.conf.
+    Access,
+}
+
+/// What a file takes in. Paths are absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Include {
+    /// A file that must be there.
+    File(PathBuf),
+    /// A file that may be there.
+    IfExists(PathBuf),
+    /// Every `*.conf` of a folder that does not begin with a dot.
+    Directory(PathBuf),
+}
+
+/// What `text`, the content of the file at `path`, takes in.
+#[must_use]
+pub fn includes(text: &[u8], syntax: Syntax, path: &Path) -> Vec<Include> {
+    // Relative to the folder by which the file is called, wherever links lead (`AbsoluteConfigLocation`).
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let absolute = |name: &[u8]| folder.join(OsStr::from_bytes(name));
+    let mut found = Vec::new();
+    for line in text.split(|b| *b == b'\n') {
+        let mut tokens = tokens(line, syntax);
+        // "include = 'x'" is the same as "include 'x'".
+        if syntax == Syntax::Settings {
+            tokens.retain(|t| t.text != b"=");
+        }
+        let mut rest = tokens.as_slice();
+        if let [directive, argument, more @ ..] = rest
+            && !directive.quoted
+        {
+            let made: Option<fn(PathBuf) -> Include> = match directive.text.to_ascii_lowercase().as_slice() {
+                b"include" => Some(Include::File),
+                b"include_if_exists" => Some(Include::IfExists),
+                b"include_dir" => Some(Include::Directory),
+                _ => None,
+            };
+            if let Some(made) = made {
+                found.push(made(absolute(&argument.text)));
+                rest = more;
+            }
+        }
+        if syntax == Syntax::Access {
+            let named = rest.iter().filter(|t| !t.quoted).filter_map(|t| t.text.strip_prefix(b"@"));
+            found.extend(named.filter(|name| !name.is_empty()).map(|name| Include::File(absolute(name))));
+        }
+    }
+    found
+}
+
+/// Whether a folder that is taken in takes in a file of that name (`GetConfFilesInDir` in `conffiles.c`).
+#[must_use]
+pub fn is_taken_in(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    name.len() >= 6 && !name.starts_with(b".") && name.ends_with(b".conf")
+}
+
+struct Token {
+    text: Vec<u8>,
+    /// Whether it begins with a quote, and so is no keyword.
+    quoted: bool,
+}
+
+/// The tokens of a line, without its comment.
+fn tokens(line: &[u8], syntax: Syntax) -> Vec<Token> {
+    let mut found: Vec<Token> = Vec::new();
+    let quote = if syntax == Syntax::Settings { b'\'' } else { b'"' };
+    let mut token: Option<Token> = None;
+    let mut bytes = line.iter().copied().peekable();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'#' => break,
+            b if b.is_ascii_whitespace() => found.extend(token.take()),
+            b',' if syntax == Syntax::Access => found.extend(token.take()),
+            b'=' if syntax == Syntax::Settings => {
+                found.extend(token.take());
+                found.push(Token { text: vec![b'='], quoted: false });
+            }
+            b if b == quote => {
+                let into = token.get_or_insert(Token { text: Vec::new(), quoted: true });
+                while let Some(byte) = bytes.next() {
+                    match byte {
+                        b if b == quote && bytes.peek() == Some(&quote) => {
+                            bytes.next();
+                            into.text.push(quote);
+                        }
+                        b if b == quote => break,
+                        b'\\' if syntax == Syntax::Settings => into.text.extend(bytes.next()),
+                        b => into.text.push(b),
+                    }
+                }
+            }
+            b => token.get_or_insert(Token { text: Vec::new(), quoted: false }).text.push(b),
+        }
+    }
+    found.extend(token);
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(text: &str, syntax: Syntax) -> Vec<Include> {
+        includes(text.as_bytes(), syntax, Path::new("/etc/pg/main.conf"))
+    }
+
+    #[test]
+    fn settings_name_what_they_take_in() {
+        let text = "# include 'no'\nport = 5432 # include 'no'\ninclude 'a b.conf'\nInclude_If_Exists='/x/it''s.conf'\n  include_dir = conf.d\ninclude_dirs = 'no'\nsearch_path = 'include no'\n";
+        assert_eq!(
+            found(text, Syntax::Settings),
+            [
+                Include::File("/etc/pg/a b.conf".into()),
+                Include::IfExists("/x/it's.conf".into()),
+                Include::Directory("/etc/pg/conf.d".into())
+            ]
+        );
+    }
+
+    #[test]
+    fn access_files_name_what_they_take_in() {
+        let text = "local all,@admins @\"some people\" peer\nhost \"@not\" all 0.0.0.0/0 md5 # @no\ninclude_dir hba.d\n\"include\" x\n";
+        assert_eq!(
+            found(text, Syntax::Access),
+            [
+                Include::File("/etc/pg/admins".into()),
+                Include::File("/etc/pg/some people".into()),
+                Include::Directory("/etc/pg/hba.d".into())
+            ]
+        );
+    }
+
+    #[test]
+    fn a_folder_takes_in_some_of_its_files() {
+        let taken: Vec<&str> = ["a.conf", ".a.conf", "a.conf~", ".conf", "x.conf"]
+            .into_iter()
+            .filter(|name| is_taken_in(OsStr::new(name)))
+            .collect();
+        assert_eq!(taken, ["a.conf", "x.conf"]);
+    }
+}
