@@ -8,10 +8,7 @@ mod glob;
 use std::{
     fs::{self, File, Metadata},
     io::{self, Cursor, Read, Write},
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::MetadataExt,
-    },
+    os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -202,7 +199,7 @@ impl Source {
         let handle = rustix::fs::open(path, flags, Mode::empty())?;
         let mut file = File::from(handle);
         let mut metadata = file.metadata()?;
-        let (xattrs, unreadable) = xattrs(&OwnedFd::from(file.try_clone()?))?;
+        let (xattrs, unreadable) = xattrs(&file)?;
         let mut content = Content { at_hand: Cursor::default(), rest: None, missing: 0 };
         let kind = if metadata.is_dir() {
             MemberKind::Directory
