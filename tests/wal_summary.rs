@@ -136,7 +136,7 @@ impl Archived {
 /// A fact as a line, when it is one of those that are compared with `pg_waldump`.
 fn ours(record: &Record) -> Option<String> {
     Some(match &record.fact {
-        Fact::Rows(rows) | Fact::Named { rows, .. } => {
+        Fact::Rows(rows) | Fact::Named { rows, .. } | Fact::Renamed { rows, .. } => {
             format!("{:?} {} {} {} {}", rows.change, rows.file, rows.block, rows.offset, rows.count)
         }
         Fact::PageImage { file, pages } => format!("images {file} {pages}"),
@@ -324,7 +324,7 @@ fn expected(own: &[&Record]) -> Summary {
                 summary.times = end(abort, summary.times);
                 continue;
             }
-            Fact::Rows(r) | Fact::Named { rows: r, .. } => match r.change {
+            Fact::Rows(r) | Fact::Named { rows: r, .. } | Fact::Renamed { rows: r, .. } => match r.change {
                 Change::Insert => (r.file, [r.count.into(), 0, 0, 0]),
                 Change::Update => (r.file, [0, 1, 0, 0]),
                 Change::Delete => (r.file, [0, 0, 1, 0]),
@@ -390,10 +390,12 @@ fn listed(own: &[&Record]) -> (Vec<Lsn>, Vec<Lsn>) {
         _ => false,
     };
     let change = |fact: &Fact| match fact {
+        Fact::Commit(end) if end.catalogues => !end.prepared,
         Fact::Commit(end) | Fact::Abort(end) => {
             let plain = end.removed.is_empty() && end.dropped.is_empty() && end.subtransactions.is_empty();
             !plain && !end.prepared
         }
+        Fact::Rows(rows) if rows.file.number == 1247 => rows.change == Change::Update,
         Fact::Rows(rows) => rows.file.tablespace == 1664 && rows.change != Change::Insert,
         Fact::FileTruncate { .. }
         | Fact::DatabaseCreate { .. }
@@ -401,6 +403,7 @@ fn listed(own: &[&Record]) -> (Vec<Lsn>, Vec<Lsn>) {
         | Fact::Locks { .. }
         | Fact::RelationMap { .. }
         | Fact::Named { .. }
+        | Fact::Renamed { .. }
         | Fact::Message { .. } => true,
         _ => false,
     };

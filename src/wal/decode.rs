@@ -118,7 +118,7 @@ fn heap(op: u8, body: &Body<'_>, version: Version) -> Option<Fact> {
     if change == Change::Insert
         && let Some(named) = named(rows.file.number, offset, &body.content, version)
     {
-        return Some(Fact::Named { rows, named });
+        return Some(Fact::Named { rows, named: Box::new(named), to: None });
     }
     if matches!(op, 0x20 | 0x40) && named::is_told_of(rows.file.number) {
         let flags = fields.u8()?;
@@ -127,7 +127,7 @@ fn heap(op: u8, body: &Body<'_>, version: Version) -> Option<Fact> {
         let offset = fields.u16()?;
         return Some(match named::updated(rows.file.number, flags, offset, &body.content, version) {
             Updated::Same => Fact::Rows(rows),
-            Updated::Named(named) => Fact::Named { rows: Rows { block: new.number, offset, ..rows }, named },
+            Updated::Named(named) => Fact::Named { rows, named: Box::new(named), to: Some((new.number, offset)) },
             Updated::Changed { at, bytes } => Fact::Renamed { rows, to: (new.number, offset), at, bytes },
         });
     }

@@ -131,10 +131,13 @@ pub enum Fact {
     Rows(Rows),
     /// A row was inserted or updated that gives something its name: a relation, schema, database or tablespace.
     Named {
-        /// The row; of an update the new one.
+        /// The row; of an update the old one.
         rows: Rows,
         /// The name.
-        named: Named,
+        named: Box<Named>,
+        /// The page and the line pointer of the new row, of an update.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<(u32, u16)>,
     },
     /// A row that gives something its name was updated in its OID, name or schema, of which the record has the bytes that
     /// changed; or perhaps in these.

@@ -169,7 +169,7 @@ pub(super) struct Renaming {
     pub lsn: Lsn,
     /// The catalogue.
     pub file: RelFile,
-    /// Where the old row lay; where it is known as a whole, the new one.
+    /// Where the old row lay.
     pub place: (u32, u16),
     pub how: How,
 }
@@ -177,13 +177,10 @@ pub(super) struct Renaming {
 /// What is known of the new row.
 #[derive(Debug)]
 pub(super) enum How {
-    Whole(Named),
+    /// Where it lies, and all of it that matters.
+    Whole { place: (u32, u16), named: Named },
     /// Where it lies, and the bytes from that one on that changed; unknown ones without them.
-    Changed {
-        place: (u32, u16),
-        at: u8,
-        bytes: Option<Vec<u8>>,
-    },
+    Changed { place: (u32, u16), at: u8, bytes: Option<Vec<u8>> },
 }
 
 impl Gatherer {
@@ -291,8 +288,8 @@ impl Gatherer {
                 }
                 self.shared_row(lsn, xid, rows);
             }
-            Fact::Named { rows, named } if rows.change == Change::Update => {
-                let how = How::Whole(named.clone());
+            Fact::Named { rows, named, to: Some(to) } => {
+                let how = How::Whole { place: *to, named: (**named).clone() };
                 self.renamed(xid, Renaming { lsn, file: rows.file, place: (rows.block, rows.offset), how });
                 self.shared_row(lsn, xid, rows);
             }
@@ -302,8 +299,8 @@ impl Gatherer {
                 self.shared_row(lsn, xid, rows);
             }
             Fact::RelationMap { database } => self.remapped.push((lsn, *database)),
-            Fact::Named { rows, named } => {
-                self.named.push((lsn, rows.file, named.clone()));
+            Fact::Named { rows, named, to: None } => {
+                self.named.push((lsn, rows.file, (**named).clone()));
                 if self.named.len() >= 2 * KEPT {
                     self.named.drain(..KEPT);
                     self.forgotten = true;

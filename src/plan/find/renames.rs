@@ -106,8 +106,8 @@ impl Names {
     ) {
         let database = renaming.file.database;
         let (place, at, bytes) = match &renaming.how {
-            How::Whole(named) => {
-                places.insert((database, named.oid), renaming.place);
+            How::Whole { place, named } => {
+                places.insert((database, named.oid), *place);
                 return self.relation_is(lsn, database, named);
             }
             How::Changed { place, at, bytes } => (place, *at, bytes.as_deref()),
@@ -213,7 +213,7 @@ fn turns<'n>(
     renaming: &Renaming,
 ) -> Vec<(u32, Option<String>)> {
     match &renaming.how {
-        How::Whole(named) => vec![(named.oid, Some(named.name.clone()))],
+        How::Whole { named, .. } => vec![(named.oid, Some(named.name.clone()))],
         How::Changed { bytes: None, .. } => known.map(|(oid, _)| (oid, None)).collect(),
         How::Changed { at, bytes: Some(bytes), .. } => {
             let fits = known.filter_map(|(oid, since)| {
