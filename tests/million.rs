@@ -264,7 +264,8 @@ proptest! {
                 assert_eq!(told(plan), told(same), "{wanted}");
             }
             let (few, many) = (scene.store.asked(), all.store.asked());
-            assert!(few.requests <= many.requests + 16, "{few:?} {many:?}");
+            // Where nothing was committed behind what was passed over, the search begins again at the oldest backup.
+            assert!(few.requests <= 2 * many.requests, "{few:?} {many:?}");
         });
     }
 }
