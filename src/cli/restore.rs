@@ -69,7 +69,7 @@ pub struct Args {
 /// Where files go that lay outside the data directory.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ExtraFiles {
-    /// Into the folder <PGDATA>.walden-extra, to be looked at
+    /// Into the folder PGDATA.walden-extra, to be looked at
     Beside,
     /// To where they were; those that differ are replaced with --force alone
     InPlace,
