@@ -6,10 +6,9 @@
 //! What was stored by an attempt that was killed serves in the same way.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet},
     fs::Metadata,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
 };
 
 use futures_util::{StreamExt, stream};
@@ -20,19 +19,13 @@ use crate::{
     error::Result,
     postgres::TimelineHistory,
     repository::{
-        BackupDocument, BackupId, BadPage, File, Hashed, IntentDocument, Layer, LayerBlocks, Origin, Part, PartIndex,
-        System,
+        BackupDocument, BackupId, BadPage, File, Hashed, IntentDocument, LayerMaps, Origin, Overlaid, Part, System,
+        overlay,
     },
-    seal::BlockMap,
 };
 
-/// Indexes of parts that are kept in memory; each is a few megabytes at most.
-const INDEXES: usize = 8;
 /// Indexes that are read at a time.
 const AT_ONCE: usize = 16;
-
-/// An index that is kept, and the part that it is of.
-type Kept = ((BackupId, u32), Arc<PartIndex>);
 
 /// A backup to compare with.
 pub struct Ancestor {
@@ -44,22 +37,13 @@ pub struct Ancestor {
     files: HashMap<PathBuf, (Option<usize>, File)>,
     parts: HashMap<(BackupId, u32), Part>,
     bad: HashMap<String, Vec<u32>>,
-    indexes: Mutex<VecDeque<Kept>>,
+    maps: LayerMaps,
 }
 
 impl std::fmt::Debug for Ancestor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Ancestor").field("files", &self.files.len()).finish_non_exhaustive()
     }
-}
-
-/// The blocks of a file as the ancestor has them.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Known {
-    /// Their hashes.
-    pub map: BlockMap,
-    /// For each block the number of the layer, in the file's list, that holds it.
-    pub layer: Vec<usize>,
 }
 
 /// Finds the newest backup that lies on `history`, and whose parts are there, with what attempts after it have stored.
@@ -103,7 +87,7 @@ impl Ancestor {
             files: HashMap::new(),
             parts: HashMap::new(),
             bad: HashMap::new(),
-            indexes: Mutex::default(),
+            maps: LayerMaps::new(system.clone()),
         }
     }
 
@@ -192,7 +176,7 @@ impl Ancestor {
 
     /// The blocks of a file; `None` where no map of them was kept, or where it cannot be read. Not on a thread that
     /// drives the runtime.
-    pub fn blocks(&self, file: &File, runtime: &Handle) -> Option<Known> {
+    pub fn blocks(&self, file: &File, runtime: &Handle) -> Option<Overlaid> {
         if file.hashed != Hashed::Blocks {
             return None;
         }
@@ -206,27 +190,13 @@ impl Ancestor {
         }
     }
 
-    fn assemble(&self, file: &File, runtime: &Handle) -> Result<Option<Known>> {
+    fn assemble(&self, file: &File, runtime: &Handle) -> Result<Option<Overlaid>> {
         let count = usize::try_from(file.size / u64::from(self.block_size)).unwrap_or(usize::MAX);
-        let layers = file.layers.iter().map(|layer| self.layer_blocks(layer, runtime));
-        Ok(layers.collect::<Result<Option<Vec<_>>>>()?.map(|layers| merge(count, self.block_size as usize, &layers)))
-    }
-
-    fn layer_blocks(&self, layer: &Layer, runtime: &Handle) -> Result<Option<LayerBlocks>> {
-        let key = (layer.backup, layer.part);
-        let lock = || self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = lock().iter().find(|(of, _)| *of == key).map(|(_, index)| index.clone());
-        if let Some(index) = found {
-            return index.blocks(layer);
-        }
-        let Some(part) = self.parts.get(&key) else { return Ok(None) };
-        let Some(index) = runtime.block_on(self.system.part_index(part))? else { return Ok(None) };
-        let index = Arc::new(index);
-        let mut kept = lock();
-        kept.push_front((key, index.clone()));
-        kept.truncate(INDEXES);
-        drop(kept);
-        index.blocks(layer)
+        let layers = file.layers.iter().map(|layer| match self.parts.get(&(layer.backup, layer.part)) {
+            Some(part) => self.maps.blocks(part, layer, runtime),
+            None => Ok(None),
+        });
+        Ok(layers.collect::<Result<Option<Vec<_>>>>()?.map(|layers| overlay(count, self.block_size as usize, &layers)))
     }
 
     /// Those of its parts that these files point into.
@@ -235,40 +205,5 @@ impl Ancestor {
         let mut parts: Vec<Part> = wanted.iter().filter_map(|key| self.parts.get(key)).cloned().collect();
         parts.sort_by_key(|part| (part.backup, part.number));
         parts
-    }
-}
-
-/// Lays the layers of a file of `count` blocks over each other, oldest first.
-fn merge(count: usize, block_size: usize, layers: &[LayerBlocks]) -> Known {
-    let mut known = Known { map: BlockMap::zeros(count, block_size), layer: vec![0; count] };
-    for (number, blocks) in layers.iter().enumerate() {
-        let mut put = |block: usize, hash| {
-            known.map.set(block, hash);
-            if let Some(place) = known.layer.get_mut(block) {
-                *place = number;
-            }
-        };
-        match blocks {
-            LayerBlocks::Whole(map) => map.hashes().iter().enumerate().for_each(|(block, hash)| put(block, *hash)),
-            LayerBlocks::Changed(numbers, map) => {
-                numbers.iter().zip(map.hashes()).for_each(|(block, hash)| put(*block as usize, *hash));
-            }
-        }
-    }
-    known
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_newest_layer_of_a_block_counts() {
-        let block = |byte: u8| [byte; 8];
-        let whole = LayerBlocks::Whole(BlockMap::of(&[block(1), block(2), block(3)].concat(), 8));
-        let changed = LayerBlocks::Changed(vec![1, 4, 9], BlockMap::of(&[block(7), block(8), block(9)].concat(), 8));
-        let known = merge(5, 8, &[whole, changed]);
-        assert_eq!(known.map, BlockMap::of(&[block(1), block(7), block(3), block(0), block(8)].concat(), 8));
-        assert_eq!(known.layer, [0, 1, 0, 0, 1]);
     }
 }

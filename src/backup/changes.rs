@@ -9,11 +9,9 @@ use super::source::{CHUNK, Found, Into, Opened, Reading, Stored, Watch, read_up_
 use crate::{
     error::{Error, Result},
     postgres::incremental::IncrementalHeader,
-    repository::{File, Hashed, LayerBlocks},
+    repository::{File, Hashed, LayerBlocks, Overlaid},
     seal::{BlockHash, BlockMap},
 };
-
-use super::ancestor::Known;
 
 /// What a request costs, in bytes that could be read in its time.
 const REQUEST: u64 = 256 << 10;
@@ -53,7 +51,7 @@ enum Compared {
     TooMany(u64),
 }
 
-fn compare(opened: &Opened, block_size: u32, known: &Known, most: usize, watch: Watch<'_>) -> Result<Compared> {
+fn compare(opened: &Opened, block_size: u32, known: &Overlaid, most: usize, watch: Watch<'_>) -> Result<Compared> {
     let mut buffer = vec![0; CHUNK];
     let (mut at, mut changed) = (0, Vec::new());
     let mut old = known.map.hashes().iter();
@@ -81,7 +79,7 @@ fn compare(opened: &Opened, block_size: u32, known: &Known, most: usize, watch: 
 
 struct Changes<'a> {
     file: &'a File,
-    known: Known,
+    known: Overlaid,
     blocks: Vec<u32>,
     /// Pages that were wrong in the ancestor and have not changed.
     bad: Vec<u32>,
@@ -95,7 +93,7 @@ fn layer(
     into: &mut Into<'_>,
     watch: Watch<'_>,
 ) -> Result<Stored> {
-    let Changes { file, known: Known { mut map, mut layer }, blocks, mut bad } = changes;
+    let Changes { file, known: Overlaid { mut map, mut layer }, blocks, mut bad } = changes;
     if blocks.is_empty() && file.size == opened.size {
         let found =
             Found { blake3: file.blake3, hashed: Hashed::Blocks, crc32c: file.crc32c, layers: file.layers.clone() };
@@ -110,21 +108,17 @@ fn layer(
     let mut buffer = vec![0; block_size as usize];
     let mut stored = BlockMap::default();
     map.resize(count as usize);
-    layer.resize(count as usize, usize::MAX);
+    layer.resize(count as usize, None);
     for number in &header.blocks {
         let block = reading.read(u64::from(*number) * u64::from(block_size), &mut buffer, watch)?;
         let hash = BlockHash::of(block);
         part.data(block)?;
         stored.push(hash);
         map.set(*number as usize, hash);
-        layer[*number as usize] = usize::MAX;
+        layer[*number as usize] = None;
     }
     let mut needed = vec![false; file.layers.len()];
-    layer.iter().for_each(|owner| {
-        if let Some(place) = needed.get_mut(*owner) {
-            *place = true
-        }
-    });
+    layer.iter().flatten().for_each(|owner| needed[*owner] = true);
     let layers = file.layers.iter().zip(needed).filter(|(_, needed)| *needed).map(|(layer, _)| layer.clone());
     let layers = layers.chain([newest]).collect();
     bad.append(&mut reading.bad);

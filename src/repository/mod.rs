@@ -4,6 +4,7 @@
 mod catalogue;
 mod documents;
 mod extra;
+mod layer_maps;
 mod layout;
 pub mod lease;
 mod listing;
@@ -28,6 +29,7 @@ pub use documents::{
     BackupDocument, BadPage, FORMAT, IntentDocument, PartSummary, RepositoryDocument, SystemDocument, Tablespace,
 };
 pub use extra::{ExtraObject, ExtraWriter, LeftOut, Member, MemberKind};
+pub use layer_maps::{LayerMaps, Overlaid, overlay};
 pub use layout::{REPOSITORY, SystemFolder, segment_of};
 pub use manifest::{Directory, File, FileStat, FileSystem, Hashed, Layer, LayerKind, LayerMap, Manifest, Origin, Part};
 pub use names::{BackupId, ClusterName, EndedRow, Incarnation, RollUpName};

@@ -64,6 +64,18 @@ impl PartIndex {
         LayerMap { offset, blocks: map.hashes().len() as u32 }
     }
 
+    /// The maps alone, which are far shorter than what is said of many small files.
+    #[must_use]
+    pub fn without_files(self) -> Self {
+        Self { maps: self.maps, ..Self::default() }
+    }
+
+    /// Bytes of the maps.
+    #[must_use]
+    pub fn map_bytes(&self) -> usize {
+        self.maps.len()
+    }
+
     /// The blocks of a layer that lies in this part; `None` where no map of it was stored.
     pub fn blocks(&self, layer: &Layer) -> Result<Option<LayerBlocks>> {
         let Some(LayerMap { offset, blocks }) = layer.map else { return Ok(None) };

@@ -2,16 +2,16 @@
 //! are fetched with one ranged request.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     io::{self, Read},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use tokio::runtime::Handle;
 
 use crate::{
     error::{Error, Kind, Result},
-    repository::{BackupId, Layer, LayerBlocks, Manifest, Part, PartIndex, System},
+    repository::{BackupId, Layer, LayerBlocks, LayerMaps, Manifest, Part, System},
     seal::SeekTable,
     store::bridge::{self, BodyReader},
 };
@@ -20,8 +20,6 @@ use crate::{
 pub const CHUNK: usize = 256 << 10;
 /// More bytes than this between two wanted pieces are not fetched: another request is.
 pub const GAP: u64 = 4 << 20;
-/// Indexes of parts that are kept in memory; each has a few megabytes at most.
-const INDEXES: usize = 8;
 /// How a damaged object is mended.
 pub const ANOTHER: &str = "bring that object back from another copy of the repository and repeat this command, or restore another backup: --backup ID";
 
@@ -81,14 +79,14 @@ pub struct Source {
     manifest: Arc<Manifest>,
     /// Where each part stands in the manifest's list.
     parts: HashMap<PartName, usize>,
-    indexes: Mutex<VecDeque<(PartName, Arc<PartIndex>)>>,
+    maps: LayerMaps,
 }
 
 impl Source {
     /// The parts that this manifest lists.
     pub fn new(system: System, manifest: Arc<Manifest>) -> Self {
         let parts = manifest.parts.iter().enumerate().map(|(at, part)| ((part.backup, part.number), at)).collect();
-        Self { system, manifest, parts, indexes: Mutex::default() }
+        Self { maps: LayerMaps::new(system.clone()), system, manifest, parts }
     }
 
     fn part(&self, name: PartName) -> Result<&Part> {
@@ -131,19 +129,7 @@ impl Source {
 
     /// The hashes of a layer's blocks; `None` where none were kept. Not on a thread that drives the runtime.
     pub fn blocks(&self, layer: &Layer) -> Result<Option<LayerBlocks>> {
-        let name = (layer.backup, layer.part);
-        let lock = || self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = lock().iter().find(|(of, _)| *of == name).map(|(_, index)| index.clone());
-        if let Some(index) = found {
-            return index.blocks(layer);
-        }
-        let fetched = Handle::current().block_on(self.system.part_index(self.part(name)?))?;
-        let Some(index) = fetched.map(Arc::new) else { return Ok(None) };
-        let mut kept = lock();
-        kept.push_front((name, index.clone()));
-        kept.truncate(INDEXES);
-        drop(kept);
-        index.blocks(layer)
+        self.maps.blocks(self.part((layer.backup, layer.part))?, layer, &Handle::current())
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     fetch::{CHUNK, PartName, Piece, Run, Source, copy, runs},
-    layers::{Layered, lay, overlay},
+    layers::{Layered, lay},
     place::{Attributes, Place},
     proof::{self, Proof},
 };
@@ -20,7 +20,7 @@ use crate::{
     error::{Error, Kind, Result},
     interrupt::Interrupt,
     progress::Progress,
-    repository::{File, Hashed, LayerKind, Manifest, join},
+    repository::{File, Hashed, LayerKind, Manifest, join, overlay},
     seal::{BlockHash, BlockMap},
 };
 
@@ -295,7 +295,7 @@ impl Job {
         let layers: Result<Option<Vec<_>>> = file.layers.iter().map(|layer| self.source.blocks(layer)).collect();
         match layers {
             Ok(layers) => Ok(layers
-                .map(|layers| overlay(file.size as usize / size, size, &layers))
+                .map(|layers| overlay(file.size as usize / size, size, &layers).map)
                 .filter(|map| proof::proves(map, size, file))),
             Err(error) if error.kind() == Kind::Damaged => {
                 tracing::warn!("{} is fetched whole: {error}", file.path.display());

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     postgres::incremental::IncrementalHeader,
-    repository::{BackupId, File, Hashed, Layer, LayerBlocks, LayerKind},
+    repository::{BackupId, File, Hashed, Layer, LayerKind},
     seal::{BlockHash, BlockMap},
 };
 
@@ -228,20 +228,6 @@ pub fn lay(
         files.iter_mut().for_each(Layered::end);
     }
     Ok(())
-}
-
-/// The hashes of a file of `blocks` blocks whose layers, oldest first, have these.
-pub fn overlay(blocks: usize, block_size: usize, layers: &[LayerBlocks]) -> BlockMap {
-    let mut whole = BlockMap::zeros(blocks, block_size);
-    for layer in layers {
-        match layer {
-            LayerBlocks::Whole(map) => map.hashes().iter().enumerate().for_each(|(at, hash)| whole.set(at, *hash)),
-            LayerBlocks::Changed(numbers, map) => {
-                numbers.iter().zip(map.hashes()).for_each(|(at, hash)| whole.set(*at as usize, *hash));
-            }
-        }
-    }
-    whole
 }
 
 #[cfg(test)]
