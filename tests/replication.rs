@@ -213,6 +213,15 @@ fn a_backup_that_is_cancelled_ends_with_an_error_and_the_server_is_free() {
         };
         assert!(error.to_string().contains("SQLSTATE 57014"), "{error}");
         connection.identify_system().await.unwrap();
+        // One that nobody reads any more.
+        let mut backup = connection.base_backup(&slow).await.unwrap();
+        backup.next().await.unwrap();
+        connection.cancel().await.unwrap();
+        connection.identify_system().await.unwrap();
+        // Where nothing is to be ended, nothing is waited for.
+        connection.cancel().await.unwrap();
+        connection.identify_system().await.unwrap();
     });
     assert_eq!(cluster.psql("select count(*) from pg_stat_progress_basebackup"), "0");
+    assert_eq!(cluster.log().matches("canceling statement due to user request").count(), 2, "{}", cluster.log_tail());
 }

@@ -53,7 +53,6 @@ impl Driver<'_> {
     async fn run(&self, mut connection: Replication) -> Result<BackupOutcome> {
         let id = new_id(self.system, self.around).await?;
         let started = self.around.clock.now();
-        let canceller = connection.canceller();
         let mut interrupt = self.around.interrupt.clone();
         let (taken, mut catalogue) = tokio::select! {
             taken = async {
@@ -64,8 +63,8 @@ impl Driver<'_> {
             } => taken,
             () = interrupt.asked() => {
                 // The server would not notice before it sends something again.
-                if let Err(error) = canceller.cancel().await {
-                    tracing::debug!(%error, "the server was not asked to end the backup");
+                if let Err(error) = connection.cancel().await {
+                    tracing::debug!(%error, "the server has not ended the backup");
                 }
                 return Err(Interrupt::error());
             }

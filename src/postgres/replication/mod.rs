@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 
 /// How long a command may take that does no work on the server.
 const QUICK: Duration = Duration::from_secs(60);
-/// How long the request to cancel a command may take.
+/// How long the request to cancel a command may take, and then the server to end it.
 const CANCEL: Duration = Duration::from_secs(5);
 /// Of the server's warnings so many are kept.
 const WARNINGS: usize = 100;
@@ -41,6 +41,8 @@ pub struct Replication {
     version_number: u32,
     warnings: Vec<String>,
     canceller: Canceller,
+    /// Whether a command was sent that the server has not come to the end of.
+    busy: bool,
 }
 
 /// What `IDENTIFY_SYSTEM` says.
@@ -84,6 +86,7 @@ impl Replication {
             version_number: 0,
             warnings: Vec::new(),
             canceller: Canceller { conninfo: conninfo.clone(), address, key: None },
+            busy: true,
         };
         connection.greeting().await?;
         connection.fits(conninfo.config.get_target_session_attrs())?;
@@ -126,6 +129,23 @@ impl Replication {
     #[must_use]
     pub fn canceller(&self) -> Canceller {
         self.canceller.clone()
+    }
+
+    /// Ends the command that this connection is in the middle of, if there is one, and reads on until the server has
+    /// ended it: were the connection closed at once, the server could notice that first, and log a lost client. An
+    /// error when it takes longer than some seconds.
+    pub async fn cancel(&mut self) -> Result<()> {
+        if !self.busy {
+            return Ok(());
+        }
+        self.canceller.cancel().await?;
+        let rest = async {
+            while self.busy {
+                self.next().await?;
+            }
+            Ok(())
+        };
+        within(Some(CANCEL), rest).await
     }
 
     /// What the server has warned of since the last call, in its language.
@@ -179,6 +199,7 @@ impl Replication {
     }
 
     async fn send(&mut self, command: &str) -> Result<()> {
+        self.busy = true;
         self.wire.send(|out| frontend::query(command, out)).await
     }
 
@@ -193,7 +214,10 @@ impl Replication {
                         self.warnings.push(said.message);
                     }
                 }
-                message => return Ok(message),
+                message => {
+                    self.busy &= message != Message::Ready;
+                    return Ok(message);
+                }
             }
         }
     }
