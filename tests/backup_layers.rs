@@ -306,3 +306,71 @@ fn what_a_killed_backup_has_stored_is_not_stored_again() {
     assert_eq!(document(&folder, &id)["references"], serde_json::json!([attempt]));
     assert!(document(&folder, &id)["stored"].as_u64().unwrap() < stored);
 }
+
+/// `list --space --json`: the system.
+fn space(p: &Protected) -> Value {
+    let listed: Value = serde_json::from_str(p.walden(["list", "--space", "--json"]).ok()).unwrap();
+    listed["systems"][0].clone()
+}
+
+/// What the parts come to that this backup's manifest alone lists, by the manifests as they are stored.
+fn alone(folder: &Path, id: &str, others: &[&str]) -> u64 {
+    let parts = |id: &str| {
+        let manifest = manifest(folder, id);
+        let of = |part: &Value| (part["backup"].to_string(), part["number"].as_u64().unwrap());
+        let parts = manifest["parts"].as_array().unwrap();
+        parts.iter().map(|part| (of(part), part["length"].as_u64().unwrap())).collect::<BTreeMap<_, _>>()
+    };
+    let others: Vec<_> = others.iter().map(|other| parts(other)).collect();
+    let mine = parts(id).into_iter().filter(|(name, _)| others.iter().all(|other| !other.contains_key(name)));
+    mine.map(|(_, length)| length).sum()
+}
+
+#[test]
+fn the_list_tells_what_would_come_free_and_what_nobody_needs() {
+    let p = quiet(any());
+    let folder = backups(&p);
+    p.cluster.psql("create table t as select n, repeat('x', 100) as text from generate_series(1, 60000) as n");
+    let first = p.backup();
+    p.cluster.psql("update t set text = 'changed' where n % 6000 = 7");
+    let second = p.backup();
+    // What an attempt leaves that was killed.
+    let attempt = folder.join("20000101T000000Z");
+    fs::create_dir(&attempt).unwrap();
+    fs::copy(folder.join(&first).join("part-00001.tar.zst"), attempt.join("part-00003.tar.zst")).unwrap();
+    let length = fs::metadata(attempt.join("part-00003.tar.zst")).unwrap().len();
+    let other = |document: &Value| {
+        let own: u64 = document["parts"].as_array().unwrap().iter().map(|p| p["length"].as_u64().unwrap()).sum();
+        document["stored"].as_u64().unwrap() - own
+    };
+
+    let told = space(&p);
+    for (backup, others) in [(&first, [second.as_str()]), (&second, [first.as_str()])] {
+        let told = told["backups"].as_array().unwrap().iter().find(|b| b["id"] == **backup).unwrap().clone();
+        let expected = alone(&folder, backup, &others) + other(&document(&folder, backup));
+        assert_eq!(told["freed_without"].as_u64().unwrap(), expected, "{backup}");
+        assert!(expected < told["size"].as_u64().unwrap());
+    }
+    assert_eq!(told["backups"][0]["needs"], serde_json::json!([]));
+    assert_eq!(told["backups"][1]["needs"][0]["backup"], first.as_str());
+    assert_eq!(
+        told["unneeded"],
+        serde_json::json!([{ "backup": "20000101T000000Z", "begun": null, "exists": false, "parts": [3], "bytes": length }])
+    );
+    let (content, living) = (told["parts"]["content"].as_u64().unwrap(), told["parts"]["living"].as_u64().unwrap());
+    assert!(living < content && living * 10 > content * 9, "{living} of {content}");
+
+    // Without the first, the second alone needs what it needs of it.
+    delete(&folder, &first);
+    let told = space(&p);
+    let expected = alone(&folder, &second, &[]) + other(&document(&folder, &second));
+    assert_eq!(told["backups"][0]["freed_without"].as_u64().unwrap(), expected);
+    assert_eq!(told["backups"][0]["needs"][0]["backup"], first.as_str());
+    assert_eq!(told["unneeded"].as_array().unwrap().len(), 1);
+    let table = p.walden(["list", "--space"]);
+    assert!(table.ok().contains("no backup needs 1 parts"), "{}", table.stdout);
+    // A manifest that cannot be read is no proof that nobody needs a part.
+    fs::write(folder.join(&second).join("manifest-1.json.zst"), "nothing").unwrap();
+    p.walden(["list", "--space"]).expect_code(6);
+    p.walden(["list"]).expect_code(0);
+}

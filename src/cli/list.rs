@@ -11,25 +11,37 @@ use crate::{
     plan::window::{self, BackupMark, Depth, Timelines},
     postgres::{ControlFile, Lsn, TimelineId},
     report::{self, words},
-    repository::{BackupDocument, System},
+    repository::{BackupDocument, Stock, System, Unneeded},
 };
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Tell of each backup what would come free without it and which older ones it needs, and which parts none needs.
+    /// Reads the manifest of every backup
+    #[arg(long)]
+    space: bool,
+}
 
-pub async fn run(_: &Args, context: &Context) -> Result<End> {
+/// A system: its timelines, its backups, and with `--space` what they need.
+type Found = (Timelines, Vec<BackupDocument>, Option<Stock>);
+
+pub async fn run(args: &Args, context: &Context) -> Result<End> {
     let cluster = context.cluster()?;
     let store = context.store().await?;
     let weaker = context.config()?.repository()?.check_then_put;
     let mut found = Vec::new();
     for system in System::all(&store, &cluster.name).await? {
-        let backups = system.backups().await?;
-        found.push((timelines(&system, Depth::Ends, &cluster, context).await?, backups));
+        let stock = if args.space { Some(system.stock().await?) } else { None };
+        let backups = match &stock {
+            Some(stock) => stock.backups.clone(),
+            None => system.backups().await?,
+        };
+        found.push((timelines(&system, Depth::Ends, &cluster, context).await?, backups, stock));
     }
     let out = &context.output;
     if out.json {
-        let systems: Vec<_> = found.iter().map(|(timelines, backups)| document(timelines, backups)).collect();
+        let systems: Vec<_> = found.iter().map(document).collect();
         out.document(&json!({
             "repository": store.url(),
             "cluster": cluster.name,
@@ -45,7 +57,7 @@ pub async fn run(_: &Args, context: &Context) -> Result<End> {
             store.url()
         ));
     }
-    for (number, (timelines, _)) in found.iter().enumerate() {
+    for (number, (timelines, _, stock)) in found.iter().enumerate() {
         let incarnation = timelines.system.incarnation;
         if found.len() > 1 {
             let gap = if number > 0 { "\n" } else { "" };
@@ -58,6 +70,9 @@ pub async fn run(_: &Args, context: &Context) -> Result<End> {
             sum_up(timelines, context.clock.now(), context);
             out.line("");
             out.line(table(timelines, context));
+        }
+        if let Some(stock) = stock {
+            tell_space(stock, context);
         }
     }
     if found.is_empty() {
@@ -107,7 +122,7 @@ fn sum_up(timelines: &Timelines, now: DateTime<Utc>, context: &Context) {
 }
 
 /// The system with its backups' documents, each with how far recovery from it reaches on its own timeline.
-fn document(timelines: &Timelines, backups: &[BackupDocument]) -> serde_json::Value {
+fn document((timelines, backups, stock): &Found) -> serde_json::Value {
     let marks = timelines.backups();
     let document = |backup: &BackupDocument| {
         let mark = marks.iter().find(|mark| mark.id == backup.id);
@@ -115,6 +130,13 @@ fn document(timelines: &Timelines, backups: &[BackupDocument]) -> serde_json::Va
         document["recoverable_to"] = json!(mark.and_then(|m| m.recoverable_to));
         document["until"] = json!(mark.and_then(|m| m.until));
         document["broken"] = json!(mark.and_then(|m| m.broken.as_ref()));
+        if let Some(Stock { references, .. }) = stock {
+            let needed = references
+                .needed(backup.id)
+                .map(|(of, needed)| json!({ "backup": of, "parts": needed.parts, "bytes": needed.bytes }));
+            document["freed_without"] = json!(references.freed_without(backup));
+            document["needs"] = needed.collect();
+        }
         document
     };
     let ways: Vec<_> = timelines
@@ -122,11 +144,52 @@ fn document(timelines: &Timelines, backups: &[BackupDocument]) -> serde_json::Va
         .iter()
         .map(|t| json!({ "timeline": t.timeline, "live": t.live, "windows": t.windows, "gaps": t.gaps }))
         .collect();
-    json!({
+    let mut system = json!({
         "system": timelines.system,
         "timelines": ways,
         "backups": backups.iter().map(document).collect::<Vec<_>>(),
-    })
+    });
+    if let Some(stock) = stock {
+        system["parts"] = json!(stock.references.total());
+        system["unneeded"] = json!(stock.unneeded);
+    }
+    system
+}
+
+/// What each backup costs, and what no backup needs.
+fn tell_space(stock: &Stock, context: &Context) {
+    let Stock { backups, references, unneeded } = stock;
+    let out = &context.output;
+    if !backups.is_empty() {
+        let mut table = Table::new([
+            ("BACKUP", Align::Left),
+            ("SIZE", Align::Right),
+            ("STORED", Align::Right),
+            ("FREES", Align::Right),
+            ("NEEDS", Align::Left),
+        ]);
+        for backup in backups {
+            let needed = references.needed(backup.id);
+            let needed: Vec<_> = needed.map(|(of, needed)| format!("{of} ({})", human::size(needed.bytes))).collect();
+            table.row([
+                backup.id.to_string(),
+                human::size(backup.size),
+                human::size(backup.stored),
+                human::size(references.freed_without(backup)),
+                needed.join(", "),
+            ]);
+        }
+        let total = references.total();
+        let living = (total.living * 100).checked_div(total.content).unwrap_or(100);
+        out.line(format_args!("\n{table}"));
+        out.line(format_args!("{} parts, {}, {living}% of them living", total.parts, human::size(total.bytes)));
+    }
+    for Unneeded { backup, begun, exists, parts, bytes } in unneeded {
+        let of = if *exists { "backup" } else { "attempt" };
+        let begun = begun.map(|begun| format!(", begun at {}", human::time(begun))).unwrap_or_default();
+        let size = human::size(*bytes);
+        out.line(format_args!("no backup needs {} parts, {size}, of {of} {backup}{begun}", parts.len()));
+    }
 }
 
 fn table(timelines: &Timelines, context: &Context) -> Table {

@@ -12,6 +12,7 @@ mod manifest;
 mod names;
 mod notes;
 mod part_index;
+mod references;
 mod rolling;
 pub mod rollup;
 pub mod summaries;
@@ -35,6 +36,7 @@ pub use manifest::{Directory, File, FileStat, FileSystem, Hashed, Layer, LayerKi
 pub use names::{BackupId, ClusterName, EndedRow, Incarnation, RollUpName};
 pub use notes::{Measured, RestoreNote};
 pub use part_index::{LayerBlocks, PartIndex};
+pub use references::{Needed, PartName, PartUse, References, Stock, Total, Unneeded};
 pub use rolling::RolledUp;
 
 use crate::{
@@ -240,6 +242,15 @@ impl System {
 
     /// Reads the manifest of a backup and proves its hash.
     pub async fn manifest(&self, backup: &BackupDocument) -> Result<Manifest> {
+        self.read_manifest(backup, |text| Manifest::read(text)).await
+    }
+
+    /// Has `read` read the text of a manifest, and proves its hash.
+    async fn read_manifest<T: Send + 'static>(
+        &self,
+        backup: &BackupDocument,
+        read: impl FnOnce(&mut dyn std::io::Read) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let key = self.folder.manifest(backup.id, backup.manifest)?;
         let download = self.store.get(&key, None).await.map_err(|e| match e.kind() {
             Kind::NotFound => Error::damaged(format!("backup {} has lost its manifest {key}", backup.id)),
@@ -250,11 +261,11 @@ impl System {
         let read = tokio::task::spawn_blocking(move || {
             let internal = |e| Error::internal("start the zstd decoder").source(e);
             let mut hashed = seal::HashReader::new(zstd::Decoder::new(body).map_err(internal)?);
-            let manifest = Manifest::read(&mut hashed)?;
+            let found = read(&mut hashed)?;
             std::io::copy(&mut hashed, &mut std::io::sink())
                 .map_err(|e| bridge::from_io(e, |e| Error::damaged("the manifest cannot be read").source(e)))?;
             if hashed.digest().0 == expected {
-                Ok(manifest)
+                Ok(found)
             } else {
                 Err(Error::damaged("the manifest does not have the hash that the backup's document tells"))
             }
