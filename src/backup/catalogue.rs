@@ -1,10 +1,11 @@
-//! Writes down what the databases and relations of the server are called while it is backed up, by SQL. A backup is
-//! whole without its catalogue: what goes wrong here is told, and no more.
+//! Goes through the databases of the server while it is backed up, by SQL: writes down what they and their relations are
+//! called, and what they need of the host. A backup is whole without: what goes wrong here is told, and no more.
 
+use super::environment::Learning;
 use crate::{
     error::Result,
     postgres::{Conninfo, sql::Session},
-    repository::{BackupId, CatalogueEntry, CatalogueWriter, System},
+    repository::{BackupId, CatalogueEntry, CatalogueWriter, Environment, System},
 };
 
 /// What came of it.
@@ -16,6 +17,8 @@ pub struct Taken {
     pub length: u64,
     /// What it could not tell, in words.
     pub missing: Vec<String>,
+    /// What the server needs of its host.
+    pub environment: Environment,
 }
 
 /// Takes the catalogue of the server at `conninfo`.
@@ -26,12 +29,13 @@ pub async fn take(
     taken: chrono::DateTime<chrono::Utc>,
     level: i32,
 ) -> Taken {
-    let mut missing = Vec::new();
-    match write(system, conninfo, backup, (taken, level), &mut missing).await {
-        Ok(length) => Taken { number: Some(1), length, missing },
+    let (mut missing, mut learning) = (Vec::new(), Learning::new());
+    match write(system, conninfo, backup, (taken, level), &mut missing, &mut learning).await {
+        Ok(length) => Taken { number: Some(1), length, missing, environment: learning.done() },
         Err(error) => {
             missing.push(format!("the backup has no catalogue of names, so that walden find shows numbers: {error}"));
-            Taken { number: None, length: 0, missing }
+            learning.refused(None, &error);
+            Taken { number: None, length: 0, missing, environment: learning.done() }
         }
     }
 }
@@ -42,10 +46,12 @@ async fn write(
     backup: BackupId,
     (taken, level): (chrono::DateTime<chrono::Utc>, i32),
     missing: &mut Vec<String>,
+    learning: &mut Learning,
 ) -> Result<u64> {
     let mut catalogue = CatalogueWriter::new(backup, taken, level)?;
     let session = Session::open(conninfo).await?;
     let (databases, tablespaces) = (session.databases().await?, session.tablespaces().await?);
+    learning.server(&session).await;
     drop(session);
     for tablespace in tablespaces {
         catalogue.add(&CatalogueEntry::Tablespace(tablespace))?;
@@ -53,21 +59,29 @@ async fn write(
     let mut shared_done = false;
     for (mut database, connectable) in databases {
         if connectable {
+            let oid = database.oid;
             match relations(&conninfo.to_database(&database.name), !shared_done, &mut catalogue).await {
-                Ok(()) => (database.listed, shared_done) = (true, true),
-                Err(error) => missing.push(format!("the names of database {} are not known: {error}", database.name)),
+                Ok(session) => {
+                    (database.listed, shared_done) = (true, true);
+                    learning.database(oid, &session).await;
+                }
+                Err(error) => {
+                    missing.push(format!("the names of database {} are not known: {error}", database.name));
+                    learning.refused(Some(oid), &error);
+                }
             }
         // Everywhere template0 takes none.
         } else if database.name != "template0" {
             missing.push(format!("the names of database {} are not known: it takes no connections", database.name));
+            learning.closed(database.oid);
         }
         catalogue.add(&CatalogueEntry::Database(database))?;
     }
     system.put_catalogue(backup, catalogue, 1).await
 }
 
-/// Adds the relations of one database; those that all databases share only once.
-async fn relations(conninfo: &Conninfo, shared: bool, catalogue: &mut CatalogueWriter) -> Result<()> {
+/// Adds the relations of one database; those that all databases share only once. Gives back the session.
+async fn relations(conninfo: &Conninfo, shared: bool, catalogue: &mut CatalogueWriter) -> Result<Session> {
     let session = Session::open(conninfo).await?;
     for schema in session.schemas().await? {
         catalogue.add(&CatalogueEntry::Schema(schema))?;
@@ -77,5 +91,6 @@ async fn relations(conninfo: &Conninfo, shared: bool, catalogue: &mut CatalogueW
             0 if !shared => Ok(()),
             _ => catalogue.add(&CatalogueEntry::Relation(relation)),
         })
-        .await
+        .await?;
+    Ok(session)
 }

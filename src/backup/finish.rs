@@ -17,7 +17,8 @@ use crate::{
     error::{Error, Result},
     postgres::{ControlFile, Lsn, SegmentName, backup_label::BackupLabel},
     repository::{
-        BackupDocument, BackupId, Directory, FORMAT, Manifest, Origin, PartSummary, System, Tablespace, lease::Lease,
+        BackupDocument, BackupId, Directory, Environment, FORMAT, Manifest, Origin, PartSummary, System, Tablespace,
+        lease::Lease,
     },
 };
 
@@ -109,6 +110,7 @@ pub async fn finish(
     let references: BTreeSet<_> = manifest.parts.iter().map(|p| p.backup).filter(|b| *b != taken.id).collect();
     let (manifest_blake3, length) = system.put_manifest(manifest, 1, request.level).await?;
     let Taken { control, haul, catalogue, extra, .. } = taken;
+    let environment = Environment { block_size: control.block_size, ..catalogue.environment };
     let mut bad_pages = haul.bad;
     bad_pages.sort_by(|a, b| (&a.path, a.block).cmp(&(&b.path, b.block)));
     let document = BackupDocument {
@@ -142,6 +144,7 @@ pub async fn finish(
         catalogue: catalogue.number,
         extra: extra.object,
         extra_left_out: extra.left_out,
+        environment: Some(environment),
         data_checksums: control.has_checksums(),
         bad_pages,
         tablespaces,

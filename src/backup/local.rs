@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 
 use super::{
     ancestor::{self, Ancestor},
-    catalogue, extra,
+    catalogue, environment, extra,
     finish::{Taken, finish, new_id, with_lease},
     origin,
     part::{Attributes, Parts},
@@ -86,11 +86,13 @@ impl Driver<'_> {
         self.around.progress.start("backing up", Some(walk.size()));
         let job = Arc::new(self.job(id, start, &walk, ancestor.clone()));
         let level = self.request.level;
-        let (haul, mut catalogue, extra) = tokio::join!(
+        let (haul, mut catalogue, extra, platform) = tokio::join!(
             workers::run(job.clone(), self.request.parallel),
             catalogue::take(self.system, &self.request.conninfo, id, started, level),
             extra::take(self.system, self.request, self.around, &self.facts, self.pgdata, id),
+            environment::of_process(self.pgdata),
         );
+        catalogue.environment.process(platform);
         let (mut haul, extra, unnamed) = (haul?, extra?, std::mem::take(&mut catalogue.missing));
         let (stop, control, last) = self.last_part(&job, session).await?;
         haul.files.extend(last.files);

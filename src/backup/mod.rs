@@ -5,6 +5,7 @@ mod ancestor;
 mod archived;
 mod catalogue;
 mod changes;
+mod environment;
 mod extra;
 mod finish;
 mod intake;

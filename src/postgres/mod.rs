@@ -33,6 +33,7 @@ pub mod installation;
 pub mod log;
 pub mod lsn;
 pub mod page;
+pub mod platform;
 pub mod prerequisites;
 pub mod relation;
 pub mod replication;

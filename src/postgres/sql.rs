@@ -4,6 +4,7 @@
 //! its session from [`Session::backup_start`] to [`Session::backup_stop`].
 
 pub mod catalogue;
+pub mod environment;
 
 use std::{collections::HashMap, future::Future, path::PathBuf, str::FromStr, time::Duration};
 

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
+    environment::Environment,
     extra::{ExtraObject, LeftOut},
     manifest::Origin,
     names::{BackupId, ClusterName, Incarnation},
@@ -139,6 +140,9 @@ pub struct BackupDocument {
     /// Such files that were meant, and are not in it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub extra_left_out: Vec<LeftOut>,
+    /// What the server's host was like; absent in older documents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
     /// Whether the cluster has page checksums.
     pub data_checksums: bool,
     /// Pages whose checksums were wrong: the backup is kept, and marked by these.

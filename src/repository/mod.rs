@@ -3,6 +3,7 @@
 
 mod catalogue;
 mod documents;
+mod environment;
 mod extra;
 mod layer_maps;
 mod layout;
@@ -29,6 +30,7 @@ pub use catalogue::{CatalogueEntry, CatalogueWriter};
 pub use documents::{
     BackupDocument, BadPage, FORMAT, IntentDocument, PartSummary, RepositoryDocument, SystemDocument, Tablespace,
 };
+pub use environment::{ConfigurationFiles, Environment, Library, Needed, Unknown};
 pub use extra::{ExtraObject, ExtraWriter, LeftOut, Member, MemberKind};
 pub use layer_maps::{LayerMaps, Overlaid, overlay};
 pub use layout::{REPOSITORY, SystemFolder, segment_of};
