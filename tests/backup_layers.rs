@@ -76,9 +76,18 @@ fn relations(pgdata: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
+/// How the bytes of a backup come.
+type Way = &'static [&'static str];
+const LOCAL: Way = &["-q", "backup"];
+const REMOTE: Way = &["-q", "backup", "--remote"];
+
+fn backup(p: &Protected, way: Way) -> String {
+    p.walden(way).ok().to_owned()
+}
+
 /// Takes a backup of a server that rests, restores it, and holds each relation's file against the server's own.
-fn backup_and_compare(p: &Protected, folder: &Path) -> String {
-    let id = p.backup();
+fn backup_and_compare(p: &Protected, folder: &Path, way: Way) -> String {
+    let id = backup(p, way);
     let pgdata = restore(p, &id, "compared");
     let (ours, theirs) = (relations(&pgdata), relations(p.cluster.pgdata()));
     assert!(theirs.len() > 200);
@@ -108,6 +117,21 @@ fn quiet(installation: &walden_testkit::postgres::Installation) -> Protected {
 
 #[test]
 fn whatever_happens_in_between_each_backup_is_the_cluster() {
+    whatever_happens(&[LOCAL]);
+}
+
+#[test]
+fn whatever_happens_in_between_each_remote_backup_is_the_cluster() {
+    whatever_happens(&[REMOTE]);
+}
+
+#[test]
+fn either_way_goes_on_from_the_other() {
+    whatever_happens(&[REMOTE, LOCAL]);
+}
+
+/// Backups by these ways in turn.
+fn whatever_happens(ways: &[Way]) {
     for_each_version(|installation| {
         let p = quiet(installation);
         let folder = backups(&p);
@@ -116,11 +140,13 @@ fn whatever_happens_in_between_each_backup_is_the_cluster() {
         p.cluster.psql("create table t as select n, repeat('x', 100) as text from generate_series(1, 60000) as n");
         p.cluster.psql("create index on t (n)");
         p.cluster.psql("create table small as select generate_series(1, 100) as n");
-        let first = backup_and_compare(&p, &folder);
+        let mut ways = ways.iter().cycle();
+        let mut backup_and_compare = || backup_and_compare(&p, &folder, ways.next().unwrap());
+        let first = backup_and_compare();
         let table = p.cluster.psql("select pg_relation_filepath('t')");
 
         // Nothing has changed.
-        let second = backup_and_compare(&p, &folder);
+        let second = backup_and_compare();
         let (whole, nothing) = (document(&folder, &first), document(&folder, &second));
         let stored = |document: &Value| document["stored"].as_u64().unwrap();
         assert!(stored(&nothing) * 5 < stored(&whole), "{} and {}", stored(&nothing), stored(&whole));
@@ -129,7 +155,7 @@ fn whatever_happens_in_between_each_backup_is_the_cluster() {
 
         // Some blocks have.
         p.cluster.psql("update t set text = 'changed' where n % 6000 = 7");
-        let third = backup_and_compare(&p, &folder);
+        let third = backup_and_compare();
         let kinds = layers(&manifest(&folder, &third))[&table].clone();
         assert_eq!(kinds, [(first, "whole".to_owned()), (third, "incremental".to_owned())]);
 
@@ -167,7 +193,7 @@ fn whatever_happens_in_between_each_backup_is_the_cluster() {
             for sql in step {
                 p.cluster.psql(sql);
             }
-            let _ = backup_and_compare(&p, &folder);
+            let _ = backup_and_compare();
         }
     });
 }
@@ -265,7 +291,7 @@ fn a_file_that_was_written_is_found_out_though_its_time_was_set_back() {
     let p = quiet(any());
     let folder = backups(&p);
     p.cluster.psql("create table t as select n, repeat('x', 100) as text from generate_series(1, 20000) as n");
-    let _ = backup_and_compare(&p, &folder);
+    let _ = backup_and_compare(&p, &folder, LOCAL);
     let path = p.cluster.pgdata().join(p.cluster.psql("select pg_relation_filepath('t')"));
     let before = fs::metadata(&path).unwrap();
     p.cluster.psql("update t set text = repeat('y', 100) where n = 5");
@@ -273,11 +299,22 @@ fn a_file_that_was_written_is_found_out_though_its_time_was_set_back() {
     let file = fs::File::options().write(true).open(&path).unwrap();
     file.set_modified(before.modified().unwrap()).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().mtime_nsec(), before.mtime_nsec());
-    let _ = backup_and_compare(&p, &folder);
+    let _ = backup_and_compare(&p, &folder, LOCAL);
 }
 
 #[test]
 fn what_a_killed_backup_has_stored_is_not_stored_again() {
+    killed(LOCAL, LOCAL);
+}
+
+#[test]
+fn nor_what_a_killed_remote_backup_has_stored() {
+    killed(REMOTE, REMOTE);
+    killed(REMOTE, LOCAL);
+}
+
+/// One is killed, and another taken.
+fn killed(way: Way, then: Way) {
     let p = quiet(any());
     let folder = backups(&p);
     // Two files past the length at which a part closes would take long; the last part of a thread counts, too, when the
@@ -286,7 +323,7 @@ fn what_a_killed_backup_has_stored_is_not_stored_again() {
         "create table t as select n, md5(n::text) || repeat('x', 400) as text from generate_series(1, 700000) as n",
     );
     p.cluster.psql("vacuum freeze t; checkpoint");
-    let mut slow = p.command(["-q", "backup"]);
+    let mut slow = p.command(way);
     slow.env("WALDEN_BACKUP_RATE_LIMIT", "100MB").env("WALDEN_BACKUP_PARALLEL", "1");
     let mut slow = slow.stdout(std::process::Stdio::null()).spawn().unwrap();
     let attempt = loop {
@@ -301,7 +338,7 @@ fn what_a_killed_backup_has_stored_is_not_stored_again() {
     slow.wait().unwrap();
     assert!(!attempt.join("backup-1.json").exists());
     let stored = fs::metadata(attempt.join("part-00001.tar.zst")).unwrap().len();
-    let id = backup_and_compare(&p, &folder);
+    let id = backup_and_compare(&p, &folder, then);
     let attempt = attempt.file_name().unwrap().to_str().unwrap().to_owned();
     assert_eq!(document(&folder, &id)["references"], serde_json::json!([attempt]));
     assert!(document(&folder, &id)["stored"].as_u64().unwrap() < stored);

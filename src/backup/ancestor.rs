@@ -47,11 +47,11 @@ impl std::fmt::Debug for Ancestor {
 }
 
 /// Finds the newest backup that lies on `history`, and whose parts are there, with what attempts after it have stored.
-/// `here` is where the new backup reads.
+/// `here` is where the new backup reads, when it reads itself.
 pub async fn find(
     system: &System,
     history: &TimelineHistory,
-    here: &Origin,
+    here: Option<&Origin>,
     block_size: u32,
 ) -> Result<Option<Ancestor>> {
     let mut ancestor = Ancestor::nothing(system, block_size);
@@ -66,8 +66,8 @@ pub async fn find(
         }
     }
     for attempt in system.attempts(newest).await? {
-        let same = attempt.timeline == history.timeline && attempt.origin.host == here.host;
-        if same && attempt.block_size == block_size {
+        let elsewhere = attempt.origin.as_ref().is_some_and(|there| here.is_some_and(|here| there.host != here.host));
+        if attempt.timeline == history.timeline && attempt.block_size == block_size && !elsewhere {
             ancestor.attempt(attempt).await?;
         }
     }
@@ -91,13 +91,14 @@ impl Ancestor {
         }
     }
 
-    async fn backup(&mut self, document: &BackupDocument, here: &Origin) -> Result<()> {
+    async fn backup(&mut self, document: &BackupDocument, here: Option<&Origin>) -> Result<()> {
         let manifest = self.system.manifest(document).await?;
         let there = self.system.parts_there(manifest.parts.iter().map(|p| p.backup)).await?;
         let parts = manifest.parts.into_iter();
         let parts = parts.filter(|part| there.get(&(part.backup, part.number)) == Some(&part.length));
         self.parts.extend(parts.map(|part| ((part.backup, part.number), part)));
-        let origin = manifest.origin.filter(|origin| origin.host == here.host).map(|origin| self.reading(origin));
+        let origin = manifest.origin.filter(|origin| here.is_some_and(|here| origin.host == here.host));
+        let origin = origin.map(|origin| self.reading(origin));
         self.take(origin, manifest.files, &document.bad_pages);
         Ok(())
     }
@@ -105,7 +106,7 @@ impl Ancestor {
     /// Takes in what a backup had stored that never came to be.
     async fn attempt(&mut self, attempt: IntentDocument) -> Result<()> {
         let there = self.system.parts_there([attempt.id].into_iter()).await?;
-        let origin = self.reading(attempt.origin);
+        let origin = attempt.origin.map(|origin| self.reading(origin));
         let system = &self.system;
         let mut found =
             stream::iter(there)
@@ -124,7 +125,7 @@ impl Ancestor {
         drop(found);
         for (part, files, bad) in indexes {
             self.parts.insert((part.backup, part.number), part);
-            self.take(Some(origin), files, &bad);
+            self.take(origin, files, &bad);
         }
         Ok(())
     }

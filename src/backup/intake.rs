@@ -1,9 +1,11 @@
 //! Takes in what a server sends of a base backup: its tar archives are read as they come and cut into the parts of
 //! our own, and its manifest is held against what was stored. Memory does not grow with the stream: the sender waits.
 
+mod arrival;
+mod spool;
+
 use std::{
     io::{self, Read},
-    mem,
     os::unix::ffi::OsStrExt,
     path::{Component, Path, PathBuf},
     sync::Arc,
@@ -13,35 +15,41 @@ use bytes::{Buf, Bytes};
 use chrono::DateTime;
 use tokio::{runtime::Handle, sync::mpsc::Receiver};
 
+use self::{arrival::Arriving, spool::Spool};
 use super::{
-    part::{Attributes, PART_CONTENT, PartWriter, Parts},
+    ancestor::Ancestor,
+    part::{Attributes, Parts},
+    shelf::Shelf,
     source::{self, CHUNK, Pages},
     throttle::Throttle,
     workers::Haul,
 };
 use crate::{
     error::{Error, Result},
+    interrupt::Interrupt,
     postgres::{
         ControlFile,
         backup_label::{BACKUP_LABEL, BackupLabel, TABLESPACE_MAP, TablespaceMap},
         backup_manifest::{ManifestFile, ManifestReader},
         control::CONTROL_FILE,
         datadir::{self, FileKind},
-        page::{Verdict, verify_page},
         replication::base_backup::{Archive, Piece},
     },
     progress::Progress,
-    repository::{BadPage, Directory, File, Hashed},
-    seal::Blake3,
+    repository::Directory,
 };
 
-/// Of a file that is needed here, too, at most this many bytes are kept.
+/// Files of up to so many bytes are held in memory.
 const SMALL: u64 = 1 << 20;
 
 /// What the intake works with.
 pub struct Intake {
     /// Where to store.
-    pub parts: Parts,
+    pub parts: Arc<Parts>,
+    /// What to compare with.
+    pub ancestor: Option<Arc<Ancestor>>,
+    /// The size of a block.
+    pub block_size: u32,
     /// What will come.
     pub archives: Vec<Archive>,
     /// How pages are proven, the first page's number aside; `None` in a cluster without checksums.
@@ -54,6 +62,8 @@ pub struct Intake {
     pub throttle: Throttle,
     /// Who watches.
     pub progress: Arc<dyn Progress>,
+    /// Who may ask to stop.
+    pub interrupt: Interrupt,
 }
 
 /// What was taken in.
@@ -73,11 +83,11 @@ impl Intake {
     pub fn run(self, pieces: Receiver<Piece>, runtime: Handle) -> Result<Received> {
         let mut pieces = Pieces { from: pieces, chunk: Bytes::new(), next: None };
         let mut taking = Taking {
+            shelf: Shelf::new(self.parts.clone(), runtime),
             intake: self,
-            runtime,
-            part: None,
+            spool: None,
             haul: Haul::default(),
-            left_out: Vec::new(),
+            as_sent: Vec::new(),
             directories: Vec::new(),
             control: None,
             label: None,
@@ -100,11 +110,11 @@ impl Intake {
 
 struct Taking {
     intake: Intake,
-    runtime: Handle,
-    part: Option<PartWriter>,
+    shelf: Shelf,
+    spool: Option<Spool>,
     haul: Haul,
-    /// Files that were sent, but are not stored: path, size and CRC-32C.
-    left_out: Vec<ManifestFile>,
+    /// Files that are not stored as they were sent: path, size and CRC-32C of what was.
+    as_sent: Vec<ManifestFile>,
     directories: Vec<Directory>,
     control: Option<Vec<u8>>,
     label: Option<Vec<u8>>,
@@ -125,7 +135,10 @@ impl Taking {
             let mtime = header.mtime().map_err(unreadable)?;
             let mtime = i64::try_from(mtime).ok().and_then(|s| DateTime::from_timestamp(s, 0)).unwrap_or_default();
             match kind {
-                tar::EntryType::Regular => self.file(path, &mut entry, Attributes { mode, mtime })?,
+                tar::EntryType::Regular => {
+                    let (size, attributes) = (entry.size(), Attributes { mode, mtime });
+                    self.file(&mut Arriving { path, size, attributes, from: &mut entry })?;
+                }
                 tar::EntryType::Directory => self.directory(&root, path, mode),
                 // A tablespace's link, which the list of tablespaces tells, too.
                 tar::EntryType::Symlink if path.starts_with("pg_tblspc") => {}
@@ -148,62 +161,8 @@ impl Taking {
         self.directories.push(Directory { path, mode });
     }
 
-    fn file(&mut self, path: PathBuf, from: &mut tar::Entry<'_, &mut Pieces>, attributes: Attributes) -> Result<()> {
-        let size = from.size();
-        let mut part = if self.is_stored(&path) { Some(self.part()?) } else { None };
-        let layer = part.as_mut().map(|part| part.begin(&path, size, attributes)).transpose()?;
-        let mut proof = Proof::new(self.pages_of(&path));
-        let mut kept = self.is_needed(&path, size).then(Vec::new);
-        let mut left = size;
-        while left > 0 {
-            let wanted = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            self.intake.throttle.pass(wanted as u64);
-            let chunk = &mut self.buffer[..wanted];
-            from.read_exact(chunk).map_err(unreadable)?;
-            proof.add(chunk);
-            if let Some(part) = &mut part {
-                part.data(chunk)?;
-            }
-            if let Some(kept) = &mut kept {
-                kept.extend_from_slice(chunk);
-            }
-            self.intake.progress.advance(wanted as u64);
-            left -= wanted as u64;
-        }
-        match path.to_str() {
-            Some(CONTROL_FILE) => self.control = kept,
-            Some(BACKUP_LABEL) => self.label = kept,
-            _ => {}
-        }
-        let crc32c = proof.crc;
-        let Some(layer) = layer else {
-            self.left_out.push(ManifestFile { path, size, crc32c });
-            return Ok(());
-        };
-        let bad = proof.bad.iter().map(|b| BadPage { path: path.display().to_string(), block: *b });
-        let bad: Vec<BadPage> = bad.collect();
-        let layers = if size == 0 { Vec::new() } else { vec![layer] };
-        let blake3 = Blake3::from(&proof.hasher);
-        let Attributes { mode, mtime } = attributes;
-        let (hashed, stat) = (Hashed::Content, None);
-        let file = File { path, size, mtime, mode, blake3, hashed, crc32c, stat, layers };
-        if let Some(part) = &mut part {
-            self.haul.files.push(part.record(file, None, &bad));
-        }
-        self.haul.bad.extend(bad);
-        match part {
-            Some(part) if part.content() >= PART_CONTENT => self.haul.parts.push(part.finish()?),
-            part => self.part = part,
-        }
-        Ok(())
-    }
-
     fn is_stored(&self, path: &Path) -> bool {
         !datadir::is_left_to_restore(path) && !self.intake.exclude.iter().any(|e| path.starts_with(e))
-    }
-
-    fn is_needed(&self, path: &Path, size: u64) -> bool {
-        size <= SMALL && [CONTROL_FILE, BACKUP_LABEL].iter().any(|needed| path == Path::new(needed))
     }
 
     fn pages_of(&self, path: &Path) -> Option<Pages> {
@@ -215,14 +174,14 @@ impl Taking {
     /// Holds the server's manifest against what was received: every file of it, no other, and each byte.
     fn prove(&mut self, pieces: &mut Pieces) -> Result<()> {
         self.haul.files.sort_by(|a, b| a.path.cmp(&b.path));
-        self.left_out.sort_by(|a, b| a.path.cmp(&b.path));
-        let (files, left_out) = (&self.haul.files, &self.left_out);
+        self.as_sent.sort_by(|a, b| a.path.cmp(&b.path));
+        let (files, as_sent) = (&self.haul.files, &self.as_sent);
         let received = |path: &Path| -> Option<(u64, u32)> {
             match files.binary_search_by(|f| f.path.as_path().cmp(path)) {
                 Ok(at) => files.get(at).map(|f| (f.size, f.crc32c)),
                 Err(_) => {
-                    let at = left_out.binary_search_by(|f| f.path.as_path().cmp(path)).ok()?;
-                    left_out.get(at).map(|f| (f.size, f.crc32c))
+                    let at = as_sent.binary_search_by(|f| f.path.as_path().cmp(path)).ok()?;
+                    as_sent.get(at).map(|f| (f.size, f.crc32c))
                 }
             }
         };
@@ -242,7 +201,7 @@ impl Taking {
             })?;
         }
         reader.finish()?;
-        let count = files.len() + left_out.len();
+        let count = files.len() + as_sent.len();
         if named == count { Ok(()) } else { Err(differs(format_args!("it names {named} files of {count}"))) }
     }
 
@@ -254,60 +213,23 @@ impl Taking {
         let (Some(label), false) = (label, entries.is_empty()) else { return Ok(()) };
         let attributes = Attributes { mode: label.mode, mtime: label.mtime };
         let bytes = TablespaceMap { entries }.to_bytes();
-        let mut part = self.part()?;
-        self.haul.files.push(source::store_bytes(Path::new(TABLESPACE_MAP), &bytes, attributes, &mut part)?);
-        self.part = Some(part);
+        let file = source::store_bytes(Path::new(TABLESPACE_MAP), &bytes, attributes, self.shelf.part()?)?;
+        self.haul.files.push(file);
         Ok(())
-    }
-
-    /// The part that is being written, or the next.
-    fn part(&mut self) -> Result<PartWriter> {
-        self.part.take().map_or_else(|| self.intake.parts.begin(&self.runtime), Ok)
     }
 
     fn end(mut self) -> Result<Received> {
         self.map()?;
-        if let Some(part) = self.part.take() {
-            self.haul.parts.push(part.finish()?);
-        }
+        self.haul.parts = self.shelf.finish()?;
         let missing = |what: &str| Error::damaged(format!("the server sent no {what}"));
         let control = ControlFile::parse(&self.control.ok_or_else(|| missing(CONTROL_FILE))?)
             .map_err(|e| e.hint("the server may have been writing it just then: take the backup again"))?;
         let label = String::from_utf8_lossy(&self.label.ok_or_else(|| missing(BACKUP_LABEL))?).into_owned();
-        let mut directories = mem::take(&mut self.directories);
+        let mut directories = self.directories;
         directories.retain(|d| !self.intake.exclude.iter().any(|e| d.path.starts_with(e) && d.path != *e));
         directories.sort_by(|a, b| a.path.cmp(&b.path));
         directories.dedup_by(|a, b| a.path == b.path);
         Ok(Received { haul: self.haul, directories, control, label: BackupLabel::parse(&label)? })
-    }
-}
-
-/// What is found out about a file while it passes.
-struct Proof {
-    hasher: blake3::Hasher,
-    crc: u32,
-    pages: Option<Pages>,
-    /// Pages so far.
-    block: u32,
-    bad: Vec<u32>,
-}
-
-impl Proof {
-    fn new(pages: Option<Pages>) -> Self {
-        Self { hasher: blake3::Hasher::new(), crc: 0, pages, block: 0, bad: Vec::new() }
-    }
-
-    /// The next bytes; whole pages but at the end. The server has read a page again before it sent one that is bad.
-    fn add(&mut self, chunk: &[u8]) {
-        self.hasher.update(chunk);
-        self.crc = crc32c::crc32c_append(self.crc, chunk);
-        let Some(Pages { size, first, start }) = self.pages else { return };
-        for page in chunk.chunks_exact(size as usize) {
-            if let Verdict::Bad { .. } = verify_page(page, first + self.block, start) {
-                self.bad.push(self.block);
-            }
-            self.block += 1;
-        }
     }
 }
 

@@ -161,7 +161,7 @@ impl Driver<'_> {
             },
             history => history?,
         };
-        Ok(ancestor::find(self.system, &history, origin, self.control.block_size).await?.map(Arc::new))
+        Ok(ancestor::find(self.system, &history, Some(origin), self.control.block_size).await?.map(Arc::new))
     }
 
     async fn intend(&self, id: BackupId, origin: &Origin, ancestor: Option<&Ancestor>) -> Result<()> {
@@ -171,7 +171,7 @@ impl Driver<'_> {
             timeline: self.facts.timeline,
             begun: self.around.clock.now(),
             block_size: self.control.block_size,
-            origin: origin.clone(),
+            origin: Some(origin.clone()),
             references: ancestor.map_or_else(Vec::new, Ancestor::references),
         };
         self.system.intend(&intent).await

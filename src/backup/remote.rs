@@ -1,9 +1,12 @@
 //! The remote way: the server reads its own files, and sends them over one replication connection. It needs a role
 //! that may replicate, and nothing on the host of the server.
 
+use std::sync::Arc;
+
 use tokio::sync::mpsc::{self, Sender};
 
 use super::{
+    ancestor::{self, Ancestor},
     catalogue, extra,
     finish::{Taken, finish, new_id, with_lease},
     intake::{Intake, Received},
@@ -15,11 +18,14 @@ use super::{
 use crate::{
     error::{Error, Result},
     interrupt::Interrupt,
-    postgres::replication::{
-        Facts, Replication,
-        base_backup::{Archive, BaseBackup, Ended, Options, Piece},
+    postgres::{
+        TimelineHistory, TimelineId,
+        replication::{
+            Facts, Replication,
+            base_backup::{Archive, BaseBackup, Ended, Options, Piece},
+        },
     },
-    repository::{BackupId, ClusterName, Incarnation, System, Tablespace, join},
+    repository::{BackupId, ClusterName, FORMAT, Incarnation, IntentDocument, System, Tablespace, join},
     store::Store,
 };
 
@@ -28,7 +34,7 @@ const WAITING: usize = 64;
 
 /// Takes a backup over the replication protocol.
 pub async fn backup(
-    store: std::sync::Arc<dyn Store>,
+    store: Arc<dyn Store>,
     cluster: &ClusterName,
     request: &BackupRequest,
     around: &Surroundings,
@@ -52,12 +58,14 @@ struct Driver<'a> {
 impl Driver<'_> {
     async fn run(&self, mut connection: Replication) -> Result<BackupOutcome> {
         let id = new_id(self.system, self.around).await?;
+        let ancestor = self.ancestor(&mut connection).await?;
+        self.intend(id, ancestor.as_deref()).await?;
         let started = self.around.clock.now();
         let mut interrupt = self.around.interrupt.clone();
         let (taken, mut catalogue) = tokio::select! {
             taken = async {
                 tokio::join!(
-                    self.take(&mut connection, id),
+                    self.take(&mut connection, id, ancestor.clone()),
                     catalogue::take(self.system, &self.request.conninfo, id, started, self.request.level),
                 )
             } => taken,
@@ -91,15 +99,47 @@ impl Driver<'_> {
             tablespaces: tablespaces(&archives),
             catalogue,
             origin: None,
-            ancestor: None,
+            ancestor,
             extra,
         };
         let document = finish(self.system, self.request, self.around, taken).await?;
         Ok(BackupOutcome { document, skipped, unnamed })
     }
 
+    /// The newest backup on the way to here.
+    async fn ancestor(&self, connection: &mut Replication) -> Result<Option<Arc<Ancestor>>> {
+        self.around.progress.start("reading the last backup", None);
+        let timeline = self.facts.identity.timeline;
+        let history = match timeline {
+            TimelineId::FIRST => TimelineHistory::root(timeline),
+            _ => {
+                let bytes = connection.timeline_history(timeline).await?;
+                TimelineHistory::parse(timeline, &String::from_utf8_lossy(&bytes))?
+            }
+        };
+        Ok(ancestor::find(self.system, &history, None, self.facts.block_size).await?.map(Arc::new))
+    }
+
+    async fn intend(&self, id: BackupId, ancestor: Option<&Ancestor>) -> Result<()> {
+        let intent = IntentDocument {
+            format: FORMAT,
+            id,
+            timeline: self.facts.identity.timeline,
+            begun: self.around.clock.now(),
+            block_size: self.facts.block_size,
+            origin: None,
+            references: ancestor.map_or_else(Vec::new, Ancestor::references),
+        };
+        self.system.intend(&intent).await
+    }
+
     /// Everything that the server sends, stored, and its word that this was all.
-    async fn take(&self, connection: &mut Replication, id: BackupId) -> Result<(Received, Ended, Vec<Archive>)> {
+    async fn take(
+        &self,
+        connection: &mut Replication,
+        id: BackupId,
+        ancestor: Option<Arc<Ancestor>>,
+    ) -> Result<(Received, Ended, Vec<Archive>)> {
         let (request, progress) = (self.request, &self.around.progress);
         progress.start("waiting for the checkpoint", None);
         let label = request.label_for(id);
@@ -109,13 +149,16 @@ impl Driver<'_> {
         progress.start("backing up", Some(archives.iter().map(|a| a.size).sum()));
         let (start, facts) = (backup.start.lsn, &self.facts);
         let intake = Intake {
-            parts: Parts::new(self.system.clone(), id, request.level),
+            parts: Arc::new(Parts::new(self.system.clone(), id, request.level)),
+            ancestor,
+            block_size: facts.block_size,
             archives: archives.clone(),
             pages: facts.data_checksums.then_some(Pages { size: facts.block_size, first: 0, start }),
             relation_segment_blocks: facts.relation_segment_blocks,
             exclude: request.exclude.clone(),
             throttle: Throttle::new(request.rate_limit),
             progress: progress.clone(),
+            interrupt: self.around.interrupt.clone(),
         };
         let (sender, receiver) = mpsc::channel(WAITING);
         let runtime = tokio::runtime::Handle::current();

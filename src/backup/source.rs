@@ -92,8 +92,11 @@ pub(super) struct Opened {
     pub path: PathBuf,
     pub size: u64,
     pub attributes: Attributes,
-    pub stat: FileStat,
+    /// What tells it apart on its file system, where that can be known.
+    pub stat: Option<FileStat>,
     pub pages: Option<Pages>,
+    /// Whether the server may be writing it, so that a page can be torn.
+    pub is_changing: bool,
 }
 
 /// Stores the file `path` below `root`, or finds that it is stored already. `None` when it has vanished.
@@ -132,17 +135,22 @@ pub fn store(
         path: path.to_path_buf(),
         size: metadata.len(),
         attributes: Attributes { mode: metadata.mode() & 0o7777, mtime: origin::mtime(&metadata) },
-        stat: origin::stat(&metadata),
+        stat: Some(origin::stat(&metadata)),
         pages,
+        is_changing: true,
     };
-    let in_blocks =
-        into.block_size.filter(|size| opened.size >= MAPPED && opened.size.is_multiple_of(u64::from(*size)));
+    let in_blocks = into.block_size.filter(|block_size| is_mapped(opened.size, *block_size));
     let stored = match in_blocks {
         Some(block_size) => changes::store(&opened, block_size, &mut into, watch),
         None => whole(&opened, &mut into, watch),
     }?;
     let _ = rustix::fs::fadvise(&opened.from, 0, None, Advice::DontNeed);
     Ok(Some(stored))
+}
+
+/// Whether a relation's file of that size gets a map of its blocks.
+pub(super) fn is_mapped(size: u64, block_size: u32) -> bool {
+    size >= MAPPED && size.is_multiple_of(u64::from(block_size))
 }
 
 /// Stores a file without a map of its blocks. A small one is compared with the ancestor's first.
@@ -181,7 +189,7 @@ fn whole(opened: &Opened, into: &mut Into<'_>, watch: Watch<'_>) -> Result<Store
 }
 
 /// An empty file needs no layer.
-fn layers_of(layer: Layer) -> Vec<Layer> {
+pub(super) fn layers_of(layer: Layer) -> Vec<Layer> {
     if layer.length == 0 { Vec::new() } else { vec![layer] }
 }
 
@@ -193,11 +201,23 @@ pub(super) struct Found {
     pub layers: Vec<Layer>,
 }
 
+impl Found {
+    /// The file that this was found out about.
+    pub(super) fn file(
+        self,
+        path: &Path,
+        size: u64,
+        attributes: Attributes,
+        stat: Option<FileStat>,
+    ) -> repository::File {
+        let (Self { blake3, hashed, crc32c, layers }, Attributes { mode, mtime }) = (self, attributes);
+        repository::File { path: path.to_path_buf(), size, mtime, mode, blake3, hashed, crc32c, stat, layers }
+    }
+}
+
 impl Opened {
     fn file(&self, found: Found) -> repository::File {
-        let Found { blake3, hashed, crc32c, layers } = found;
-        let (path, size, Attributes { mode, mtime }) = (self.path.clone(), self.size, self.attributes);
-        repository::File { path, size, mtime, mode, blake3, hashed, crc32c, stat: Some(self.stat), layers }
+        found.file(&self.path, self.size, self.attributes, self.stat)
     }
 
     /// The file, of which nothing new was stored.
@@ -218,7 +238,7 @@ impl Opened {
     }
 }
 
-fn bad_pages(path: &Path, blocks: &[u32]) -> Vec<BadPage> {
+pub(super) fn bad_pages(path: &Path, blocks: &[u32]) -> Vec<BadPage> {
     blocks.iter().map(|block| BadPage { path: path.display().to_string(), block: *block }).collect()
 }
 
@@ -296,7 +316,7 @@ impl<'a> Reading<'a> {
             let mut attempts = 0;
             while let Verdict::Bad { .. } = verdict(page) {
                 attempts += 1;
-                if attempts > ATTEMPTS {
+                if attempts > ATTEMPTS || !self.opened.is_changing {
                     self.bad.push(block);
                     break;
                 }

@@ -173,8 +173,9 @@ pub struct IntentDocument {
     pub begun: DateTime<Utc>,
     /// The size of a page in bytes.
     pub block_size: u32,
-    /// Where the files are read.
-    pub origin: Origin,
+    /// Where the files are read; absent for files that a server sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     /// The backups whose parts it may come to need.
     pub references: Vec<BackupId>,
 }

@@ -113,13 +113,16 @@ fn take(pieces: Vec<Piece>, exclude: &str) -> Result<Received> {
         };
         let system = System::init(store, document).await.unwrap();
         let intake = Intake {
-            parts: Parts::new(system, "20261121T014500Z".parse().unwrap(), 1),
+            parts: Arc::new(Parts::new(system, "20261121T014500Z".parse().unwrap(), 1)),
+            ancestor: None,
+            block_size: 8192,
             archives: archives(),
             pages: None,
             relation_segment_blocks: 131_072,
             exclude: vec![exclude.into()],
             throttle: Throttle::new(None),
             progress: Arc::new(Unwatched),
+            interrupt: crate::interrupt::Interrupter::new().listen(),
         };
         let (sender, receiver) = tokio::sync::mpsc::channel(1);
         let taking = tokio::task::spawn_blocking(move || intake.run(receiver, Handle::current()));
