@@ -38,7 +38,7 @@ pub use manifest::{Directory, File, FileStat, FileSystem, Hashed, Layer, LayerKi
 pub use names::{BackupId, ClusterName, EndedRow, Incarnation, RollUpName};
 pub use notes::{Measured, RestoreNote};
 pub use part_index::{LayerBlocks, PartIndex};
-pub use references::{Needed, PartName, PartUse, References, Stock, Total, Unneeded};
+pub use references::{Needed as NeededParts, PartName, PartUse, References, Stock, Total, Unneeded};
 pub use rolling::RolledUp;
 
 use crate::{
