@@ -12,6 +12,7 @@
 //! | [`config`] | walden.toml, the environment, flags: one typed value in which every error names file, key and mend |
 //! | [`cli`] | arguments in, calls down, words and tables out. No logic |
 //! | [`demo`] | the show: a table is dropped by mistake, and comes back |
+//! | [`agent`] | the long-running process: answers the small programs, ships ahead |
 //! | [`archive`] | push and fetch: what `archive_command` and `restore_command` ask for |
 //! | [`check`] | proves that archiving works, setting by setting and then end to end |
 //! | [`backup`] | the backup driver: parallel files between start and stop, parts, manifest |
@@ -24,6 +25,7 @@
 //! | [`store`] | objects in a directory or a bucket: put-if-absent, get, list, delete. Knows no PostgreSQL |
 //! | [`wal`] | reads WAL records out of segments: pages, records, commits, restore points. Bytes in, facts out |
 
+pub mod agent;
 pub mod archive;
 pub mod backup;
 pub mod check;

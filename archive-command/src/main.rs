@@ -1,5 +1,5 @@
-//! `walden-archive %p`: the program that PostgreSQL's `archive_command` runs. It finds `walden` and has it push the
-//! segment.
+//! `walden-archive %p`: the program that PostgreSQL's `archive_command` runs. It asks the agent, where one listens, and
+//! else has `walden` push the segment: the answers are the same.
 //!
 //! PostgreSQL acts on the exit status: 0 removes the segment, anything else keeps it, and above 125 (a signal too)
 //! the archiver gives up and is started anew. So `walden` is waited for rather than become: however it ends, killed
@@ -7,18 +7,19 @@
 
 use std::{
     env,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io::{self, ErrorKind, Write},
-    path::PathBuf,
     process::{Command, ExitCode},
 };
+
+use walden_companion::{Answer, Request};
 
 const HELP: &str = "\
 Archives one WAL segment; for archive_command in postgresql.conf:
 
   archive_command = '/usr/bin/walden-archive %p'
 
-Usage: walden-archive [--config FILE] [--cluster NAME] PATH
+Usage: walden-archive [--config FILE] [--cluster NAME] [--agent SOCKET] PATH
 
 Arguments:
   PATH            the segment, history or backup file: %p
@@ -26,6 +27,8 @@ Arguments:
 Options:
   --config FILE   the configuration file [default: $WALDEN_CONFIG, /etc/walden/walden.toml]
   --cluster NAME  the cluster; may be left out when the configuration names one
+  --agent SOCKET  where `walden agent` listens [default: $WALDEN_AGENT_SOCKET, /run/walden/agent.sock];
+                  without an agent there `walden wal push` does the same
   --help          print this
   --version       print the version
 
@@ -54,7 +57,7 @@ fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
             0
         }
         Err(what) => {
-            complain(&what, "usage: walden-archive [--config FILE] [--cluster NAME] %p");
+            complain(&what, "usage: walden-archive [--config FILE] [--cluster NAME] [--agent SOCKET] %p");
             CONFIGURATION
         }
     }
@@ -62,39 +65,83 @@ fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
 
 /// What the arguments ask for.
 enum Wish {
-    /// Run `walden` with these arguments.
-    Push(Vec<OsString>),
+    /// Push this segment.
+    Push(Arguments),
     /// Print this.
     Tell(String),
 }
 
+#[derive(Default)]
+struct Arguments {
+    config: Option<OsString>,
+    cluster: Option<OsString>,
+    agent: Option<OsString>,
+    path: OsString,
+}
+
 fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Wish, String> {
-    let mut for_walden: Vec<OsString> = vec!["wal".into(), "push".into(), "--no-local-config".into()];
-    let mut path = None;
+    let mut found = Arguments::default();
     while let Some(argument) = arguments.next() {
-        match argument.to_str() {
+        let (flag, value) = match argument.to_str() {
             Some("--help" | "-h") => return Ok(Wish::Tell(HELP.into())),
             Some("--version" | "-V") => {
                 return Ok(Wish::Tell(format!("walden-archive {}\n", env!("CARGO_PKG_VERSION"))));
             }
-            Some(flag @ ("--config" | "--cluster")) => {
-                let value = arguments.next().ok_or_else(|| format!("{flag} needs a value"))?;
-                for_walden.extend([argument, value]);
-            }
-            Some(flag) if flag.starts_with("--config=") || flag.starts_with("--cluster=") => for_walden.push(argument),
-            Some(flag) if flag.starts_with('-') => return Err(format!("unknown option {flag}")),
             Some("") => return Err("the path is empty".into()),
-            _ if path.is_some() => return Err("more than one path".into()),
-            _ => path = Some(argument),
-        }
+            Some(text) if text.starts_with('-') => match text.split_once('=') {
+                Some((flag, value)) => (flag.to_owned(), Some(OsString::from(value))),
+                None => (text.to_owned(), None),
+            },
+            _ if !found.path.is_empty() => return Err("more than one path".into()),
+            _ => {
+                found.path = argument;
+                continue;
+            }
+        };
+        let place = match flag.as_str() {
+            "--config" => &mut found.config,
+            "--cluster" => &mut found.cluster,
+            "--agent" => &mut found.agent,
+            _ => return Err(format!("unknown option {flag}")),
+        };
+        *place = Some(value.or_else(|| arguments.next()).ok_or_else(|| format!("{flag} needs a value"))?);
     }
-    for_walden.extend(["--".into(), path.ok_or("the path of the segment is missing")?]);
-    Ok(Wish::Push(for_walden))
+    if found.path.is_empty() {
+        return Err("the path of the segment is missing".into());
+    }
+    Ok(Wish::Push(found))
 }
 
-fn push(arguments: &[OsString]) -> u8 {
-    let walden = beside("walden").unwrap_or_else(|| "walden".into());
-    match Command::new(&walden).args(arguments).status() {
+fn push(arguments: &Arguments) -> u8 {
+    match ask(arguments) {
+        Some(Answer { status: status @ (0 | 1 | 2 | 4), text }) => {
+            _ = io::stderr().write_all(&text);
+            status
+        }
+        _ => push_by_walden(arguments),
+    }
+}
+
+fn ask(arguments: &Arguments) -> Option<Answer> {
+    let request = Request {
+        verb: "push".into(),
+        cwd: env::current_dir().ok()?,
+        config: walden_companion::configuration(arguments.config.clone()),
+        cluster: arguments.cluster.clone(),
+        path: arguments.path.clone().into(),
+        environment: walden_companion::environment(),
+    };
+    walden_companion::ask(&walden_companion::socket(arguments.agent.clone()), &request)
+}
+
+fn push_by_walden(arguments: &Arguments) -> u8 {
+    let walden = walden_companion::companion("walden");
+    let mut command = Command::new(&walden);
+    command.args(["wal", "push", "--no-local-config"]);
+    for (flag, value) in [("--config", &arguments.config), ("--cluster", &arguments.cluster)] {
+        value.iter().for_each(|value| _ = command.args([OsStr::new(flag), value]));
+    }
+    match command.arg("--").arg(&arguments.path).status() {
         Ok(status) => match status.code() {
             Some(code @ (0 | 1 | 2 | 4)) => u8::try_from(code).unwrap_or(TRY_AGAIN),
             _ => {
@@ -111,12 +158,6 @@ fn push(arguments: &[OsString]) -> u8 {
             TRY_AGAIN
         }
     }
-}
-
-/// The program of that name beside this one; its companions are installed together.
-fn beside(name: &str) -> Option<PathBuf> {
-    let path = env::current_exe().ok()?.with_file_name(name);
-    path.is_file().then_some(path)
 }
 
 fn complain(what: &str, hint: &str) {

@@ -99,7 +99,7 @@ fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Wish, String> 
 }
 
 fn fetch(arguments: &[OsString]) -> u8 {
-    let walden = beside("walden").unwrap_or_else(|| "walden".into());
+    let walden = walden_companion::companion("walden");
     let delivered = || arguments.last().is_some_and(|destination| PathBuf::from(destination).is_file());
     match Command::new(&walden).args(arguments).stderr(Stdio::inherit()).output() {
         Ok(output) => match output.status.code() {
@@ -117,12 +117,6 @@ fn fetch(arguments: &[OsString]) -> u8 {
             doubt(&format!("run {}: {error}", walden.display()), "install walden beside walden-restore or on PATH")
         }
     }
-}
-
-/// The program of that name beside this one; its companions are installed together.
-fn beside(name: &str) -> Option<PathBuf> {
-    let path = env::current_exe().ok()?.with_file_name(name);
-    path.is_file().then_some(path)
 }
 
 fn doubt(what: &str, hint: &str) -> u8 {

@@ -3,15 +3,32 @@
 
 mod fetch;
 mod push;
+mod shipped;
+mod shipper;
 mod show;
 
 pub use fetch::{Fetch, Fetched, OnDoubt, fetch, on_doubt};
 pub use push::{Push, Pushed, push};
+pub use shipped::prove_state_dir;
+pub use shipper::{Shipper, Shipping};
 pub use show::{Shown, show, show_file};
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    human,
+};
+
+/// The error of a push or a fetch that took longer than it may.
+#[must_use]
+pub fn out_of_time(limit: Duration) -> Error {
+    Error::unavailable(format!("the repository did not answer within {}", human::duration(limit)))
+        .hint("[archive] timeout sets how long to wait")
+}
 
 /// The data directory that a path which PostgreSQL handed over belongs to.
 ///

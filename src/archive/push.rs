@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, task::JoinHandle};
 
 use super::data_directory;
 use crate::{
@@ -51,18 +51,39 @@ const HELD: u64 = 64 << 20;
 
 /// Pushes a file.
 pub async fn push(store: Arc<dyn Store>, cluster: &ClusterName, request: &Push) -> Result<Pushed> {
-    let file: WalFile = request.path.file_name().and_then(|n| n.to_str()).unwrap_or_default().parse()?;
-    let pgdata = data_directory(&request.path, request.pgdata.as_deref())?;
-    let control = ControlFile::read(&pgdata)?;
-    let incarnation = Incarnation { system: control.system, number: request.incarnation };
-    let sealing = {
-        let request = request.clone();
-        tokio::task::spawn_blocking(move || Sealed::new(&request, file, &control, &pgdata))
-    };
+    let sealing = Sealing::start(request)?;
     // The repository answers while the segment is being compressed.
-    let (system, sealed) = tokio::join!(System::open(store, cluster, incarnation), sealing);
-    let sealed = join(sealed)??;
-    let system = system?;
+    let (system, sealed) = tokio::join!(System::open(store, cluster, sealing.incarnation), sealing.end());
+    let sealed = sealed?;
+    store_sealed(&system?, sealed, request).await
+}
+
+/// A file that is being checked and compressed.
+pub(super) struct Sealing {
+    /// The system that its data directory belongs to.
+    pub(super) incarnation: Incarnation,
+    sealed: JoinHandle<Result<Sealed>>,
+}
+
+impl Sealing {
+    pub(super) fn start(request: &Push) -> Result<Self> {
+        let file: WalFile = request.path.file_name().and_then(|n| n.to_str()).unwrap_or_default().parse()?;
+        let pgdata = data_directory(&request.path, request.pgdata.as_deref())?;
+        let control = ControlFile::read(&pgdata)?;
+        let incarnation = Incarnation { system: control.system, number: request.incarnation };
+        let request = request.clone();
+        let sealed = tokio::task::spawn_blocking(move || Sealed::new(&request, file, &control, &pgdata));
+        Ok(Self { incarnation, sealed })
+    }
+
+    pub(super) async fn end(self) -> Result<Sealed> {
+        join(self.sealed.await)?
+    }
+}
+
+/// Puts it into the archive of the system that it belongs to.
+pub(super) async fn store_sealed(system: &System, sealed: Sealed, request: &Push) -> Result<Pushed> {
+    let file = sealed.head.name;
     if let Some(facts) = &sealed.facts
         && (facts.size != system.document.segment_size || facts.version != system.document.postgres)
     {
@@ -75,18 +96,18 @@ pub async fn push(store: Arc<dyn Store>, cluster: &ClusterName, request: &Push) 
         ))
         .hint("after pg_resetwal: walden init --new-incarnation, then walden backup"));
     }
-    prove_ancestry(&system, file, &sealed, request).await?;
+    prove_ancestry(system, file, &sealed, request).await?;
     let key = system.folder.wal_file(file, sealed.head.blake3)?;
-    let (put, stored) = sealed.put(&system, &key, request).await?;
+    let (put, stored) = sealed.put(system, &key, request).await?;
     let already = put == Put::Exists;
     if already {
-        same_content(&system, &key, &sealed.head).await?;
+        same_content(system, &key, &sealed.head).await?;
     }
     Ok(Pushed { file, stored, already })
 }
 
 /// A file that was checked, with its head; and, unless it is very long, its compressed content.
-struct Sealed {
+pub(super) struct Sealed {
     head: WalHead,
     /// The head as it stands in front of the object.
     front: Vec<u8>,

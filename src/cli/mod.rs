@@ -5,6 +5,7 @@
 //! [`Context`]; what its end means as an exit status is settled in [`exit`]. An error is returned, and told once, here.
 
 mod adopt;
+mod agent;
 mod backup;
 mod check;
 mod completions;
@@ -142,6 +143,8 @@ enum Command {
     Export(export::Args),
     /// The archive by hand
     Wal(wal::Args),
+    /// Serve this host's servers: ship WAL over warm connections, and before PostgreSQL asks; runs until it is stopped
+    Agent(agent::Args),
     /// Watch a table be dropped by mistake and come back, on a server of the demo's own
     Demo(demo::Args),
     /// Show the configuration that holds and where each value came from
@@ -166,6 +169,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<End> {
         Command::Adopt(args) => adopt::run(&args, context).await,
         Command::Export(args) => export::run(&args, context).await,
         Command::Wal(args) => wal::run(&args, context).await,
+        Command::Agent(args) => agent::run(&args, context).await,
         Command::Demo(args) => demo::run(&args, context).await,
         Command::Config(args) => config::run(&args, context),
         Command::Completions(args) => completions::run(&args, context),

@@ -5,14 +5,15 @@ mod summarize;
 
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
 
 use super::{Context, exit::End};
 use crate::{
-    archive::{self, Fetch, Fetched, OnDoubt, Push},
+    archive::{self, Fetch, Fetched, OnDoubt, Shipper, Shipping},
     error::{Error, Kind, Result},
     human,
     postgres::{SegmentName, WalFile},
@@ -59,14 +60,21 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
 
 async fn push(path: &Path, context: &Context) -> Result<End> {
     let (config, cluster) = (context.config()?, context.cluster()?);
-    let request = Push {
-        path: path.to_path_buf(),
-        pgdata: cluster.pgdata().ok().map(PathBuf::from),
-        incarnation: cluster.incarnation,
-        level: config.archive.compression,
+    let ends = Instant::now() + config.archive.timeout;
+    let work = async {
+        let shipper = Arc::new(Shipper::new(context.store().await?, Shipping::of(config, &cluster)));
+        let (along, asked) = (shipper.clone(), path.to_path_buf());
+        let most = config.archive.parallel - 1;
+        let along = tokio::spawn(async move { along.ahead(&asked, most).await });
+        Ok((shipper.push(path).await?, along))
     };
-    let work = async { archive::push(context.store().await?, &cluster.name, &request).await };
-    let pushed = within(config.archive.timeout, work).await?;
+    let (pushed, along) = within(config.archive.timeout, work).await?;
+    // Whatever becomes of the others, PostgreSQL will ask for them.
+    match tokio::time::timeout_at(ends.into(), along).await {
+        Ok(Ok(Ok(count))) => tracing::info!("{count} shipped along"),
+        Ok(Ok(Err(error))) => tracing::info!("not all that are ready were shipped along: {error}"),
+        Ok(Err(_)) | Err(_) => tracing::info!("what was shipped along took too long"),
+    }
     if context.output.json {
         context.output.document(&json!({
             "file": pushed.file,
@@ -121,8 +129,5 @@ async fn fetch(file: WalFile, destination: &Path, until: Option<SegmentName>, co
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
-        Err(Error::unavailable(format!("the repository did not answer within {}", human::duration(limit)))
-            .hint("[archive] timeout sets how long to wait"))
-    })
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(archive::out_of_time(limit)))
 }

@@ -1,8 +1,8 @@
 //! Keys from the environment, by their path: `WALDEN_REPOSITORY_URL`, `WALDEN_CLUSTER_MAIN_PGDATA`.
 
 use super::{
-    file::{later, later_key},
-    keys::{self, KEYS, Key, LATER, LATER_KEYS},
+    file::later,
+    keys::{self, KEYS, Key, LATER},
 };
 use crate::{
     error::{Error, Result},
@@ -68,13 +68,6 @@ fn meant(variable: &str, known: &[ClusterName]) -> Result<Option<(&'static Key, 
     let table = rest.split('_').next().unwrap_or_default().to_ascii_lowercase();
     if let Some(table) = LATER.iter().find(|later| **later == table) {
         return Err(Error::invalid(format!("{variable} is set: {}", later(table))).hint(format!("unset {variable}")));
-    }
-    if let Some((table, name)) =
-        LATER_KEYS.iter().find(|(table, name)| format!("{}_{}", upper(table), upper(name)) == rest)
-    {
-        return Err(
-            Error::invalid(format!("{variable} is set: {}", later_key(table, name))).hint(format!("unset {variable}"))
-        );
     }
     if let Some(rest) = rest.strip_prefix("CLUSTER_") {
         for key in KEYS.iter().filter(|key| key.table == "cluster") {

@@ -9,7 +9,7 @@ use std::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    keys::{self, LATER, LATER_KEYS},
+    keys::{self, LATER},
     value::Raw,
 };
 use crate::{
@@ -165,9 +165,6 @@ impl Reader<'_> {
     ) -> Result<()> {
         for (name, value) in in_order(content) {
             let line = self.line(name.span().start);
-            if LATER_KEYS.contains(&(table, name.get_ref())) {
-                return Err(self.error(line, later_key(table, name.get_ref())).hint("remove it"));
-            }
             let Some(key) = keys::find(table, name.get_ref()) else {
                 let known: Vec<&str> = keys::KEYS.iter().filter(|key| key.table == table).map(|key| key.name).collect();
                 let shown = cluster.map_or_else(|| table.to_owned(), |cluster| format!("cluster.{cluster}"));
@@ -188,11 +185,6 @@ impl Reader<'_> {
 /// What is said of a table of a later version.
 pub fn later(table: &str) -> String {
     format!("[{table}] is not in this version of walden, and is not ignored silently")
-}
-
-/// What is said of a key of a later version.
-pub fn later_key(table: &str, name: &str) -> String {
-    format!("{table}.{name} is not in this version of walden, and is not ignored silently")
 }
 
 type SpannedKey<'a> = toml::Spanned<toml::de::DeString<'a>>;

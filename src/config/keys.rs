@@ -145,6 +145,27 @@ pub static KEYS: &[Key] = &[
         Is("60s"),
         "How long one push or fetch may take before it asks PostgreSQL to try again.",
     ),
+    key(
+        "archive",
+        "parallel",
+        Kind::Whole(1, 64),
+        Processors,
+        "How many segments are shipped at a time when several are ready.",
+    ),
+    key(
+        "archive",
+        "state_dir",
+        Kind::Path,
+        Is("/var/lib/walden"),
+        "Where this host remembers which segments were shipped before PostgreSQL asked. It must belong to the user that archives, and be writable for nobody else; where it is not, segments are shipped one by one, when PostgreSQL asks.",
+    ),
+    key(
+        "agent",
+        "socket",
+        Kind::Path,
+        Is("/run/walden/agent.sock"),
+        "The Unix socket of `walden agent`. The small programs look for it there; for another one PostgreSQL's environment needs `WALDEN_AGENT_SOCKET`, or `archive_command` the flag `--agent SOCKET`.",
+    ),
     key("backup", "compression", Kind::Compression, Is("zstd:1"), "How parts are compressed: `zstd:LEVEL`, 1 to 19."),
     key(
         "backup",
@@ -187,9 +208,6 @@ pub static KEYS: &[Key] = &[
 /// Tables that belong to a later version. They are refused rather than ignored: whoever wrote them counts on them.
 pub const LATER: [&str; 4] = ["encryption", "keep", "schedule", "notify"];
 
-/// Keys of a later version in tables of this one: refused as these tables are.
-pub const LATER_KEYS: [(&str, &str); 2] = [("archive", "parallel"), ("archive", "state_dir")];
-
 /// The tables there are, in order.
 pub fn tables() -> impl Iterator<Item = &'static str> {
     let mut last = "";
@@ -223,6 +241,6 @@ mod tests {
 
     #[test]
     fn tables_come_once_each() {
-        assert_eq!(tables().collect::<Vec<_>>(), ["repository", "cluster", "archive", "backup", "restore"]);
+        assert_eq!(tables().collect::<Vec<_>>(), ["repository", "cluster", "archive", "agent", "backup", "restore"]);
     }
 }

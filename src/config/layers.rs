@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    ArchiveConfig, BackupConfig, ClusterConfig, Config, Connection, Origin, RepositoryConfig, RestoreConfig, Setting,
-    Value, environment, file,
+    AgentConfig, ArchiveConfig, BackupConfig, ClusterConfig, Config, Connection, Origin, RepositoryConfig,
+    RestoreConfig, Setting, Value, environment, file,
     keys::{self, Fallback, KEYS, Key},
     value::Raw,
 };
@@ -77,12 +77,18 @@ impl Layers {
     /// The typed configuration.
     pub fn typed(self, file: Option<PathBuf>) -> Config {
         let settings = self.settings();
-        let (repository, archive, backup, restore) =
-            (self.of("repository"), self.of("archive"), self.of("backup"), self.of("restore"));
+        let (repository, archive, agent) = (self.of("repository"), self.of("archive"), self.of("agent"));
+        let (backup, restore) = (self.of("backup"), self.of("restore"));
         Config {
             file,
             repository: repository.repository(),
-            archive: ArchiveConfig { compression: archive.level("compression"), timeout: archive.time("timeout") },
+            archive: ArchiveConfig {
+                compression: archive.level("compression"),
+                timeout: archive.time("timeout"),
+                parallel: archive.count("parallel"),
+                state_dir: archive.text("state_dir").unwrap_or_default().into(),
+            },
+            agent: AgentConfig { socket: agent.text("socket").unwrap_or_default().into() },
             backup: BackupConfig {
                 compression: backup.level("compression"),
                 parallel: backup.count("parallel"),

@@ -42,6 +42,8 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// `[archive]`.
     pub archive: ArchiveConfig,
+    /// `[agent]`.
+    pub agent: AgentConfig,
     /// `[backup]`.
     pub backup: BackupConfig,
     /// `[restore]`.
@@ -100,6 +102,17 @@ pub struct ArchiveConfig {
     pub compression: i32,
     /// How long one push or fetch may take.
     pub timeout: Duration,
+    /// How many segments are shipped at a time.
+    pub parallel: usize,
+    /// Where this host remembers what was shipped ahead.
+    pub state_dir: PathBuf,
+}
+
+/// `[agent]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// The socket that the small programs speak to.
+    pub socket: PathBuf,
 }
 
 /// `[backup]`.
@@ -248,6 +261,14 @@ impl Config {
     #[must_use]
     pub fn settings(&self) -> &[Setting] {
         &self.settings
+    }
+
+    /// Whether both have the same values, wherever they come from.
+    #[must_use]
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let values =
+            |config: &Self| config.settings.iter().map(|s| (s.path.clone(), s.value.clone())).collect::<Vec<_>>();
+        self.file == other.file && values(self) == values(other)
     }
 
     fn file_or_system(&self) -> &Path {

@@ -113,11 +113,6 @@ fn every_mistake_names_file_line_key_and_mend() {
             "write a whole number from 1 to 64",
         ),
         (
-            "[archive]\nstate_dir = \"/s\"",
-            "/etc/walden.toml:2: archive.state_dir is not in this version of walden, and is not ignored silently",
-            "remove it",
-        ),
-        (
             "[archive]\ntimeout = 60",
             "/etc/walden.toml:2: archive.timeout: it is a number",
             "write a length of time like \"60s\" (units: ms, s, min, h, d)",

@@ -2,6 +2,21 @@
 
 use std::{fs, io, path::Path, time::Duration};
 
+use super::WalFile;
+
+/// The files that wait, in the order in which PostgreSQL's archiver takes them: history files first, then the oldest
+/// (`ready_file_comparator`, pgarch.c).
+pub fn ready(pgdata: &Path) -> io::Result<Vec<WalFile>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(pgdata.join("pg_wal/archive_status"))? {
+        let name = entry?.file_name();
+        let name = name.to_str().and_then(|name| name.strip_suffix(".ready"));
+        files.extend(name.and_then(|name| name.parse::<WalFile>().ok()));
+    }
+    files.sort_by_cached_key(|file| (!matches!(file, WalFile::History(_)), file.to_string()));
+    Ok(files)
+}
+
 /// The files that wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
@@ -48,5 +63,28 @@ impl std::fmt::Display for Waiting {
             1 => write!(f, "1 file waits to be archived, for {oldest}"),
             files => write!(f, "{files} files wait to be archived, the oldest for {oldest}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn history_files_come_first_and_then_the_oldest() {
+        let pgdata = tempfile::tempdir().unwrap();
+        let status = pgdata.path().join("pg_wal/archive_status");
+        fs::create_dir_all(&status).unwrap();
+        let names = [
+            "000000020000000000000004",
+            "00000002.history",
+            "000000010000000000000003",
+            "000000010000000000000003.00000028.backup",
+        ];
+        names.iter().for_each(|name| fs::write(status.join(format!("{name}.ready")), "").unwrap());
+        fs::write(status.join("000000010000000000000002.done"), "").unwrap();
+        fs::write(status.join("junk.ready"), "").unwrap();
+        let found: Vec<String> = ready(pgdata.path()).unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(found, [names[1], names[2], names[3], names[0]]);
     }
 }

@@ -68,6 +68,14 @@ pub fn running(pgdata: &Path) -> Result<Running> {
     Ok(if is_alive(&postmaster, pgdata) { Running::Yes(postmaster) } else { Running::Stale(postmaster) })
 }
 
+/// What tells one run of a server from any other: its process, directory and start, as `postmaster.pid` has them.
+/// `None` where no server runs.
+pub fn run_of(pgdata: &Path) -> Option<String> {
+    let text = fs::read_to_string(pgdata.join("postmaster.pid")).ok()?;
+    let lines: Vec<&str> = text.lines().take(3).collect();
+    (lines.len() == 3).then(|| lines.join("\n"))
+}
+
 fn parse(text: &str) -> Option<Postmaster> {
     let lines: Vec<&str> = text.lines().collect();
     let line = |number: usize| lines.get(number - 1).copied().unwrap_or_default();

@@ -1,0 +1,82 @@
+//! One question of a small program, and its answer.
+
+use std::{fmt::Write as _, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    time::{interval, timeout},
+};
+use walden_companion::{AT_WORK, Answer, LONGEST_REQUEST, Request};
+
+use super::desk::Desk;
+use crate::{
+    archive,
+    error::{Error, Result},
+};
+
+/// How long the question may take to arrive.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often a program that waits is told that it is not forgotten.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// Reads a question and answers it. A program that has gone is not worked for any longer.
+pub(super) async fn serve(mut stream: UnixStream, desk: Arc<Desk>) {
+    let mut sent = Vec::new();
+    let read = timeout(PATIENCE, (&mut stream).take(LONGEST_REQUEST).read_to_end(&mut sent)).await;
+    let request = read.ok().and_then(Result::ok).and_then(|_| Request::from_bytes(&sent));
+    let answer = async {
+        match &request {
+            Some(request) if request.verb == "push" => push(request, &desk).await,
+            _ => None,
+        }
+    };
+    let mut answer = std::pin::pin!(answer);
+    let mut alive = interval(SIGN_OF_LIFE);
+    let answer = loop {
+        tokio::select! {
+            answer = &mut answer => break answer,
+            _ = alive.tick() => {
+                if stream.write_all(&[AT_WORK]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    };
+    // It runs walden when it hears nothing.
+    _ = stream.write_all(&Answer::to_bytes(answer.as_ref())).await;
+}
+
+/// `None` where the configuration is wrong: `walden` itself tells how.
+async fn push(request: &Request, desk: &Desk) -> Option<Answer> {
+    let opened = desk.for_request(request).ok()?;
+    let path = request.cwd.join(&request.path);
+    let cluster = match &request.cluster {
+        Some(name) => Some(name.to_str()?),
+        None => None,
+    };
+    let cluster = opened.config.cluster(cluster).ok()?;
+    let limit = opened.config.archive.timeout;
+    let work = async {
+        let served = opened.served(&cluster, &desk.agent).await?;
+        served.is_called(&path);
+        served.shipper.push(&path).await
+    };
+    let ended = timeout(limit, work).await.unwrap_or_else(|_| Err(archive::out_of_time(limit)));
+    Some(match ended {
+        Ok(pushed) => {
+            tracing::debug!("{} is durable", pushed.file);
+            Answer { status: 0, text: Vec::new() }
+        }
+        Err(error) => Answer { status: (desk.agent.push_status)(error.kind()), text: told(&error).into_bytes() },
+    })
+}
+
+/// As `walden` itself would tell it.
+fn told(error: &Error) -> String {
+    let mut text = format!("walden: {error}\n");
+    if let Some(hint) = error.hint_text() {
+        _ = writeln!(text, "hint: {hint}");
+    }
+    text
+}

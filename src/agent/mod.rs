@@ -1,0 +1,79 @@
+//! The agent: one long-running process on a database host, with warm connections. It answers the small programs over a
+//! Unix socket, as `walden wal push` would, and ships segments before PostgreSQL asks for them.
+//!
+//! Nothing depends on it: where it does not answer, or answers "not for me", the small programs run `walden`.
+
+mod ahead;
+mod answer;
+mod desk;
+mod socket;
+
+use std::{sync::Arc, time::Duration};
+
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+use self::{desk::Desk, socket::Socket};
+use crate::{
+    archive,
+    clock::Random,
+    config::Config,
+    error::{Error, Kind, Result},
+    interrupt::Interrupt,
+};
+
+/// How long what is under way at the end may take. Whoever is cut off runs `walden` instead.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// What the agent works with.
+#[derive(Debug)]
+pub struct Agent {
+    /// The configuration at the start. What a call says counts from then on.
+    pub config: Config,
+    /// For the store.
+    pub random: Arc<Random>,
+    /// The exit status of a push that failed in this way.
+    pub push_status: fn(Kind) -> u8,
+}
+
+impl Agent {
+    /// Serves until it is interrupted.
+    pub async fn run(self, mut interrupt: Interrupt) -> Result<()> {
+        self.config.repository()?;
+        archive::prove_state_dir(&self.config.archive.state_dir)?;
+        let socket = Socket::bind(&self.config.agent.socket)?;
+        let desk = Arc::new(Desk::new(self));
+        let mut hangup = signal(SignalKind::hangup()).map_err(|e| Error::failed("watch for signals").source(e))?;
+        let watchdog = sd_notify::watchdog_enabled();
+        let mut alive = interval(watchdog.map_or(Duration::from_secs(3600), |limit| limit / 2));
+        alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut answers = JoinSet::new();
+        tell(&[NotifyState::Ready]);
+        tracing::info!("listening on {}", socket.path().display());
+        loop {
+            tokio::select! {
+                () = interrupt.asked() => break,
+                _ = hangup.recv() => tracing::info!("the configuration is read with every call: nothing to reload"),
+                _ = alive.tick(), if watchdog.is_some() => tell(&[NotifyState::Watchdog]),
+                connection = socket.accept() => _ = answers.spawn(answer::serve(connection, desk.clone())),
+                Some(_) = answers.join_next() => {}
+            }
+        }
+        tell(&[NotifyState::Stopping]);
+        // From here on the small programs find no socket and run walden.
+        drop(socket);
+        _ = timeout(LAST_WORDS, async { while answers.join_next().await.is_some() {} }).await;
+        Ok(())
+    }
+}
+
+/// Says something to systemd, where it started the agent. It matters to nobody else.
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!("tell systemd: {error}");
+    }
+}

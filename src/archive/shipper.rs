@@ -1,0 +1,233 @@
+//! The shipper of one cluster's WAL: pushes the file that PostgreSQL asks for, and others that are ready beside it, so
+//! that their own calls find them durable already.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures_util::{TryStreamExt, stream};
+use tokio::sync::{Mutex as AsyncMutex, OnceCell};
+
+use super::{
+    data_directory,
+    push::{self, Push, Pushed, Sealing},
+    shipped::{FileId, Shipped},
+};
+use crate::{
+    config::{ClusterConfig, Config},
+    error::{Error, Kind, Result},
+    postgres::{ControlFile, WalFile, archive_status},
+    repository::{self, ClusterName, Incarnation, System},
+    store::Store,
+};
+
+/// How long it is believed that the repository is the one that it was: what was remembered of a repository that was
+/// wiped and made anew in between counts for nothing.
+const TRUSTED: Duration = Duration::from_secs(60);
+
+/// How a cluster's WAL is shipped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shipping {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// The data directory as the configuration has it.
+    pub pgdata: Option<PathBuf>,
+    /// The incarnation as the configuration has it.
+    pub incarnation: u32,
+    /// zstd's level.
+    pub level: i32,
+    /// How many files are shipped at a time.
+    pub parallel: usize,
+    /// Where it is remembered what was shipped before PostgreSQL asked.
+    pub state_dir: PathBuf,
+}
+
+impl Shipping {
+    /// As the configuration has it.
+    #[must_use]
+    pub fn of(config: &Config, cluster: &ClusterConfig) -> Self {
+        Self {
+            cluster: cluster.name.clone(),
+            pgdata: cluster.pgdata().ok().map(PathBuf::from),
+            incarnation: cluster.incarnation,
+            level: config.archive.compression,
+            parallel: config.archive.parallel,
+            state_dir: config.archive.state_dir.clone(),
+        }
+    }
+}
+
+/// Ships the WAL of one cluster; for one call or for years.
+#[derive(Debug)]
+pub struct Shipper {
+    store: Arc<dyn Store>,
+    shipping: Shipping,
+    opened: AsyncMutex<Option<Arc<Opened>>>,
+    /// What is being pushed: a second call for the same file waits for the first.
+    under_way: Mutex<HashMap<WalFile, Arc<Shipment>>>,
+}
+
+/// The system in the repository that the data directory belongs to.
+#[derive(Debug)]
+struct Opened {
+    system: System,
+    at: Instant,
+    shipped: OnceCell<Shipped>,
+}
+
+#[derive(Debug)]
+struct Shipment {
+    id: FileId,
+    end: OnceCell<Result<Pushed, Told>>,
+}
+
+/// An error that is told to everybody who waits.
+#[derive(Clone, Debug)]
+struct Told {
+    kind: Kind,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Shipper {
+    /// Nothing is opened yet.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, shipping: Shipping) -> Self {
+        Self { store, shipping, opened: AsyncMutex::default(), under_way: Mutex::default() }
+    }
+
+    /// How it ships.
+    #[must_use]
+    pub fn shipping(&self) -> &Shipping {
+        &self.shipping
+    }
+
+    /// The data directory that a file lies in.
+    pub fn pgdata(&self, path: &Path) -> Result<PathBuf> {
+        data_directory(path, self.shipping.pgdata.as_deref())
+    }
+
+    /// Answers when the file is durable in the repository: at once if it was shipped before.
+    pub async fn push(&self, path: &Path) -> Result<Pushed> {
+        let file: WalFile = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().parse()?;
+        let id = FileId::of(path)?;
+        // Most files were not, and then the repository is opened while the file is compressed.
+        if Shipped::anywhere(&self.shipping.state_dir, file, &id) {
+            let opened = self.opened(self.incarnation(path)?).await?;
+            if self.shipped(&opened).await.is_ok_and(|shipped| shipped.knows(file, &id)) {
+                return Ok(Pushed { file, stored: 0, already: true });
+            }
+        }
+        self.ship(path, file, id).await
+    }
+
+    /// Ships files that are ready beside `asked`, which somebody else pushes, and remembers them: at most `most`, the
+    /// oldest first. Ends at the first that fails; the number of those that were shipped is of interest only then.
+    pub async fn ahead(&self, asked: &Path, most: usize) -> Result<usize> {
+        let pgdata = self.pgdata(asked)?;
+        let pg_wal = pgdata.join("pg_wal");
+        let waiting = archive_status::ready(&pgdata).map_err(|e| Error::io("read", &pg_wal, e))?;
+        let asked = asked.file_name();
+        let others = || waiting.iter().copied().filter(|file| asked != Some(file.to_string().as_ref()));
+        if most == 0 || others().next().is_none() {
+            return Ok(0);
+        }
+        let opened = self.opened(self.incarnation(&pg_wal.join("any"))?).await?;
+        let shipped = self.shipped(&opened).await?;
+        shipped
+            .keep_only(&waiting.iter().copied().collect())
+            .map_err(|e| Error::io("tidy", &self.shipping.state_dir, e))?;
+        let new = others().map(|file| (file, pg_wal.join(file.to_string())));
+        // One that was archived in this moment may be gone.
+        let new = new.filter_map(|(file, path)| FileId::of(&path).ok().map(|id| (file, path, id)));
+        let new = new.filter(|(file, _, id)| !shipped.knows(*file, id)).take(most).collect::<Vec<_>>();
+        stream::iter(new.into_iter().map(Ok))
+            .map_ok(async |(file, path, id)| {
+                self.ship(&path, file, id).await?;
+                // What changed meanwhile was not what was shipped.
+                if FileId::of(&path).is_ok_and(|now| now == id) {
+                    shipped.remember(file, &id).map_err(|e| Error::io("write in", &self.shipping.state_dir, e))?;
+                }
+                Ok(())
+            })
+            .try_buffer_unordered(self.shipping.parallel)
+            .try_fold(0, async |count, ()| Ok(count + 1))
+            .await
+    }
+
+    async fn ship(&self, path: &Path, file: WalFile, id: FileId) -> Result<Pushed> {
+        let shipment = {
+            let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = under_way.get(&file).filter(|shipment| shipment.id == id).cloned();
+            known.unwrap_or_else(|| {
+                let new = Arc::new(Shipment { id, end: OnceCell::new() });
+                under_way.insert(file, new.clone());
+                new
+            })
+        };
+        let end =
+            shipment.end.get_or_init(|| async { self.push_now(path).await.map_err(|e| Told::of(&e)) }).await.clone();
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        if under_way.get(&file).is_some_and(|other| Arc::ptr_eq(other, &shipment)) {
+            under_way.remove(&file);
+        }
+        end.map_err(Told::again)
+    }
+
+    async fn push_now(&self, path: &Path) -> Result<Pushed> {
+        let Shipping { pgdata, incarnation, level, .. } = &self.shipping;
+        let request = Push { path: path.into(), pgdata: pgdata.clone(), incarnation: *incarnation, level: *level };
+        let sealing = Sealing::start(&request)?;
+        let (opened, sealed) = tokio::join!(self.opened(sealing.incarnation), sealing.end());
+        let sealed = sealed?;
+        let stored = push::store_sealed(&opened?.system, sealed, &request).await;
+        if stored.is_err() {
+            // Perhaps it is not the repository any more that it was.
+            *self.opened.lock().await = None;
+        }
+        stored
+    }
+
+    fn incarnation(&self, path: &Path) -> Result<Incarnation> {
+        let system = ControlFile::read(&self.pgdata(path)?)?.system;
+        Ok(Incarnation { system, number: self.shipping.incarnation })
+    }
+
+    async fn opened(&self, incarnation: Incarnation) -> Result<Arc<Opened>> {
+        let mut place = self.opened.lock().await;
+        let fresh =
+            |opened: &&Arc<Opened>| opened.system.folder.incarnation == incarnation && opened.at.elapsed() < TRUSTED;
+        if let Some(opened) = place.as_ref().filter(fresh) {
+            return Ok(opened.clone());
+        }
+        let system = System::open(self.store.clone(), &self.shipping.cluster, incarnation).await?;
+        let opened = Arc::new(Opened { system, at: Instant::now(), shipped: OnceCell::new() });
+        *place = Some(opened.clone());
+        Ok(opened)
+    }
+
+    async fn shipped<'a>(&self, opened: &'a Opened) -> Result<&'a Shipped> {
+        let open = async || {
+            let repository = repository::open(&*self.store).await?;
+            Shipped::open(&self.shipping.state_dir, &repository.id, &opened.system.folder)
+        };
+        opened.shipped.get_or_try_init(open).await
+    }
+}
+
+impl Told {
+    fn of(error: &Error) -> Self {
+        Self { kind: error.kind(), message: error.to_string(), hint: error.hint_text().map(str::to_owned) }
+    }
+
+    fn again(self) -> Error {
+        let error = Error::new(self.kind, self.message);
+        match self.hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! `walden agent`.
+
+use super::{
+    Context,
+    exit::{Codes, End},
+};
+use crate::{agent::Agent, error::Result};
+
+/// The arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+pub async fn run(_: &Args, context: &Context) -> Result<End> {
+    let agent = Agent {
+        config: context.config()?.clone(),
+        random: context.random.clone(),
+        push_status: |kind| Codes::Push.of_error(kind),
+    };
+    agent.run(context.interrupt()).await?;
+    Ok(End::Done)
+}
