@@ -91,7 +91,7 @@ fn walden_is_handed_the_path_and_where_its_configuration_is() {
     let program = folder.path().join("walden-archive");
     let ended = run(&program, &["--config", "/etc/w w.toml", "--cluster=main", "pg_wal/0 1"], "/nonexistent");
     let handed = String::from_utf8(ended.stdout).unwrap();
-    assert_eq!(handed, "wal\npush\n--no-local-config\n--config\n/etc/w w.toml\n--cluster=main\n--\npg_wal/0 1\n");
+    assert_eq!(handed, "wal\npush\n--no-local-config\n--config\n/etc/w w.toml\n--cluster\nmain\n--\npg_wal/0 1\n");
 }
 
 #[test]

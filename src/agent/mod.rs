@@ -59,7 +59,7 @@ impl Agent {
                 () = interrupt.asked() => break,
                 _ = hangup.recv() => tracing::info!("the configuration is read with every call: nothing to reload"),
                 _ = alive.tick(), if watchdog.is_some() => tell(&[NotifyState::Watchdog]),
-                connection = socket.accept() => _ = answers.spawn(answer::serve(connection, desk.clone())),
+                connection = socket.accept() => drop(answers.spawn(answer::serve(connection, desk.clone()))),
                 Some(_) = answers.join_next() => {}
             }
         }

@@ -118,6 +118,7 @@ impl Shipper {
         if Shipped::anywhere(&self.shipping.state_dir, file, &id) {
             let opened = self.opened(self.incarnation(path)?).await?;
             if self.shipped(&opened).await.is_ok_and(|shipped| shipped.knows(file, &id)) {
+                tracing::debug!("{file} was shipped before");
                 return Ok(Pushed { file, stored: 0, already: true });
             }
         }
@@ -133,13 +134,14 @@ impl Shipper {
         let asked = asked.file_name();
         let others = || waiting.iter().copied().filter(|file| asked != Some(file.to_string().as_ref()));
         if most == 0 || others().next().is_none() {
+            if let Some(shipped) = self.opened.lock().await.as_ref().and_then(|opened| opened.shipped.get()) {
+                self.tidy(shipped, &waiting)?;
+            }
             return Ok(0);
         }
         let opened = self.opened(self.incarnation(&pg_wal.join("any"))?).await?;
         let shipped = self.shipped(&opened).await?;
-        shipped
-            .keep_only(&waiting.iter().copied().collect())
-            .map_err(|e| Error::io("tidy", &self.shipping.state_dir, e))?;
+        self.tidy(shipped, &waiting)?;
         let new = others().map(|file| (file, pg_wal.join(file.to_string())));
         // One that was archived in this moment may be gone.
         let new = new.filter_map(|(file, path)| FileId::of(&path).ok().map(|id| (file, path, id)));
@@ -156,6 +158,12 @@ impl Shipper {
             .try_buffer_unordered(self.shipping.parallel)
             .try_fold(0, async |count, ()| Ok(count + 1))
             .await
+    }
+
+    /// What does not wait any more was archived, or went away: it need not be remembered.
+    fn tidy(&self, shipped: &Shipped, waiting: &[WalFile]) -> Result<()> {
+        let waiting = waiting.iter().copied().collect();
+        shipped.keep_only(&waiting).map_err(|e| Error::io("tidy", &self.shipping.state_dir, e))
     }
 
     async fn ship(&self, path: &Path, file: WalFile, id: FileId) -> Result<Pushed> {

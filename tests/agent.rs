@@ -1,0 +1,296 @@
+//! The agent beside a real server: the same answers as without it, whatever happens to it, and never a segment that
+//! PostgreSQL holds for archived and the repository does not have.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, ExitStatus},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use walden_testkit::{
+    postgres::{any, for_each_version, installed},
+    protected::{Place, Protected},
+    run::{Ran, run},
+};
+
+/// An agent that runs; killed when it is dropped.
+struct Agent {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Agent {
+    fn start(p: &Protected) -> Self {
+        let log = p.scene.path().join(format!("agent-{}.log", fs::read_dir(p.scene.path()).unwrap().count()));
+        let mut command = p.command(["-vv", "agent"]);
+        let child = command.stderr(File::create(&log).unwrap()).spawn().unwrap();
+        let agent = Self { child, log };
+        agent.wait_for("listening on");
+        agent
+    }
+
+    fn says(&self, what: &str) -> bool {
+        self.log().contains(what)
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    #[track_caller]
+    fn wait_for(&self, what: &str) {
+        let begun = Instant::now();
+        while !self.says(what) {
+            assert!(begun.elapsed() < Duration::from_secs(30), "no {what:?} in\n{}", self.log());
+            sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    fn end(mut self, signal: Signal) -> ExitStatus {
+        self.signal(signal);
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+fn socket(p: &Protected) -> PathBuf {
+    p.scene.path().join("agent.sock")
+}
+
+/// A cluster whose configuration has a place for an agent; its `archive_command` is `walden-archive` once
+/// [`archives`] was called, and holds everything back before.
+fn protected(installation: &walden_testkit::postgres::Installation) -> Protected {
+    let p = Protected::new(installation, Place::Directory, |b| {
+        b.setting("archive_command", "false").setting("wal_keep_size", "4GB")
+    });
+    let text = fs::read_to_string(&p.config).unwrap();
+    let (state, socket) = (p.scene.path().join("state"), socket(&p));
+    p.scene.write(
+        "walden.toml",
+        format!(
+            "{text}\n[archive]\nstate_dir = \"{}\"\nparallel = 3\n[agent]\nsocket = \"{}\"\n",
+            state.display(),
+            socket.display()
+        ),
+    );
+    p
+}
+
+/// Has PostgreSQL archive from now on.
+fn archives(p: &Protected) {
+    let (program, socket) = (p.scene.program("walden-archive"), socket(p));
+    let command = format!("{} --config {} --agent {} %p", program.display(), p.config.display(), socket.display());
+    p.cluster.psql(&format!("ALTER SYSTEM SET archive_command = '{command}'"));
+    p.cluster.reload();
+}
+
+/// `walden-archive` as PostgreSQL runs it.
+fn push(p: &Protected, name: &str) -> Ran {
+    run(p.small_program("walden-archive").arg("--agent").arg(socket(p)).arg(format!("pg_wal/{name}")))
+}
+
+fn system(p: &Protected) -> PathBuf {
+    let system = p.cluster.psql("select system_identifier from pg_control_system()");
+    p.repository.join(format!("main/{system}-1"))
+}
+
+fn object(p: &Protected, name: &str) -> PathBuf {
+    system(p).join(format!("wal/{}/{}/{name}", &name[..8], &name[8..16]))
+}
+
+fn records(p: &Protected) -> Vec<String> {
+    fn below(folder: &Path, found: &mut Vec<String>) {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.file_type().unwrap().is_dir() {
+                true => below(&entry.path(), found),
+                false => found.push(entry.file_name().into_string().unwrap()),
+            }
+        }
+    }
+    let mut found = Vec::new();
+    below(&p.scene.path().join("state"), &mut found);
+    found.sort();
+    found
+}
+
+/// Whatever PostgreSQL holds for archived is in the repository, byte for byte.
+#[track_caller]
+fn nothing_is_lost(p: &Protected) -> usize {
+    let wal = p.cluster.pgdata().join("pg_wal");
+    let mut checked = 0;
+    for entry in fs::read_dir(wal.join("archive_status")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let Some(name) = name.strip_suffix(".done").filter(|name| name.len() == 24) else { continue };
+        let back = p.scene.path().join("back");
+        _ = fs::remove_file(&back);
+        p.walden(["wal", "fetch", name, back.to_str().unwrap()]).expect_code(0);
+        assert!(fs::read(&back).unwrap() == fs::read(wal.join(name)).unwrap(), "{name} is not what was archived");
+        checked += 1;
+    }
+    checked
+}
+
+#[test]
+fn the_agent_answers_and_walden_does_where_it_is_gone() {
+    for_each_version(|installation| {
+        let p = protected(installation);
+        archives(&p);
+        let agent = Agent::start(&p);
+        for _ in 0..3 {
+            let name = p.archive();
+            assert!(agent.says(&format!("{name} is durable")), "the agent did not do it\n{}", agent.log());
+        }
+        let ended = agent.end(Signal::KILL);
+        assert!(!ended.success() && socket(&p).exists());
+        p.archive();
+        // What the killed one left behind is no hindrance.
+        let agent = Agent::start(&p);
+        let second = p.walden(["agent"]);
+        second.expect_code(4);
+        assert!(second.stderr.contains("another agent listens"), "{second}");
+        let name = p.archive();
+        assert!(agent.says(&format!("{name} is durable")), "{}", agent.log());
+        assert_eq!(agent.end(Signal::TERM).code(), Some(0));
+        assert!(!socket(&p).exists());
+        p.archive();
+        assert!(nothing_is_lost(&p) >= 6);
+    });
+}
+
+#[test]
+fn a_backlog_is_shipped_before_postgresql_asks() {
+    let p = protected(any());
+    let names: Vec<String> = (0..12).map(|_| p.cluster.switch_wal()).collect();
+    let agent = Agent::start(&p);
+    sleep(Duration::from_millis(500));
+    assert!(!object(&p, &names[0]).exists(), "PostgreSQL has not called");
+    // A first call, and what it sets going.
+    push(&p, &names[0]).expect_code(0);
+    let begun = Instant::now();
+    while names[1..].iter().any(|name| !records(&p).contains(name)) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}\n{}", records(&p), agent.log());
+        sleep(Duration::from_millis(50));
+    }
+    archives(&p);
+    p.cluster.wait_archived(&names[11]);
+    for name in &names[1..] {
+        assert!(agent.says(&format!("{name} was shipped before")), "{name}\n{}", agent.log());
+    }
+    p.archive();
+    let begun = Instant::now();
+    while records(&p).iter().any(|name| names.contains(name)) {
+        assert!(begun.elapsed() < Duration::from_secs(30), "records of what is archived stay: {:?}", records(&p));
+        sleep(Duration::from_millis(50));
+    }
+    assert!(nothing_is_lost(&p) >= 12);
+}
+
+#[test]
+fn without_an_agent_a_push_takes_others_along() {
+    let p = protected(any());
+    let names: Vec<String> = (0..5).map(|_| p.cluster.switch_wal()).collect();
+    push(&p, &names[0]).expect_code(0);
+    assert_eq!(records(&p), names[1..3], "as many as are shipped at a time");
+    assert!(names[..3].iter().all(|name| object(&p, name).exists()) && !object(&p, &names[3]).exists());
+    let json = p.walden(["--json", "wal", "push", p.cluster.pgdata().join("pg_wal").join(&names[1]).to_str().unwrap()]);
+    let json: serde_json::Value = serde_json::from_str(json.ok()).unwrap();
+    assert_eq!(json["already_there"], true);
+    // Another repository in the same place: what is remembered of the old one counts for nothing.
+    let kept = p.scene.path().join("kept");
+    fs::rename(&p.repository, &kept).unwrap();
+    p.walden(["init"]).expect_code(0);
+    assert!(records(&p).contains(&names[2]));
+    push(&p, &names[2]).expect_code(0);
+    assert!(object(&p, &names[2]).exists());
+    // A segment that was changed after it was shipped is another one.
+    assert!(records(&p).contains(&names[3]));
+    let file = p.cluster.pgdata().join("pg_wal").join(&names[3]);
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[4000] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    push(&p, &names[3]).expect_code(4);
+}
+
+#[test]
+fn what_is_refused_is_refused_in_the_same_words() {
+    let p = protected(any());
+    let (name, other) = (p.cluster.switch_wal(), p.cluster.switch_wal());
+    push(&p, &name).expect_code(0);
+    let file = p.cluster.pgdata().join("pg_wal").join(&name);
+    fs::copy(p.cluster.pgdata().join("pg_wal").join(&other), &file).unwrap();
+    let by_walden = push(&p, &name);
+    by_walden.expect_code(4);
+    let agent = Agent::start(&p);
+    let by_agent = push(&p, &name);
+    assert_eq!((by_agent.code, &by_agent.stderr), (Some(4), &by_walden.stderr));
+    // The configuration changes under the agent: its next answer goes by what stands there.
+    let text = fs::read_to_string(&p.config).unwrap();
+    p.scene.write("walden.toml", text.replace("repository\"", "elsewhere\""));
+    push(&p, &other).expect_code(2);
+    p.scene.write("walden.toml", text.replace("url", "ulr"));
+    let wrong = push(&p, &other);
+    wrong.expect_code(2);
+    assert!(wrong.stderr.contains("did you mean"), "{wrong}");
+    p.scene.write("walden.toml", &text);
+    push(&p, &other).expect_code(0);
+    // One that is stuck is not waited for.
+    agent.signal(Signal::STOP);
+    push(&p, &other).expect_code(0);
+    agent.signal(Signal::CONT);
+}
+
+#[test]
+fn what_another_run_of_the_server_holds_back_is_not_shipped() {
+    let mut p = protected(any());
+    archives(&p);
+    let agent = Agent::start(&p);
+    p.archive();
+    // As after a recovery in place: another server in the same directory, which holds its WAL back.
+    p.cluster.psql("ALTER SYSTEM SET archive_command = 'false'");
+    p.cluster.stop(walden_testkit::postgres::Stop::Fast);
+    p.cluster.start();
+    let names: Vec<String> = (0..3).map(|_| p.cluster.switch_wal()).collect();
+    sleep(Duration::from_secs(2));
+    assert!(names.iter().all(|name| !object(&p, name).exists()), "{}", agent.log());
+    archives(&p);
+    p.cluster.wait_archived(&names[2]);
+    nothing_is_lost(&p);
+}
+
+#[test]
+fn an_agent_killed_at_any_instant_loses_nothing() {
+    let p = protected(installed().last().unwrap());
+    archives(&p);
+    p.cluster.psql("create table t(n int, filler text)");
+    let mut random = fastrand::Rng::with_seed(7);
+    for round in 0..6 {
+        let agent = Agent::start(&p);
+        for _ in 0..4 {
+            p.cluster.psql("insert into t select n, repeat(md5(n::text), 20) from generate_series(1, 5000) n");
+            p.cluster.switch_wal();
+        }
+        sleep(Duration::from_millis(random.u64(0..400)));
+        match round % 3 {
+            0 => drop(agent.end(Signal::TERM)),
+            _ => drop(agent.end(Signal::KILL)),
+        }
+    }
+    let last = p.cluster.switch_wal();
+    p.cluster.wait_archived(&last);
+    assert!(nothing_is_lost(&p) >= 24);
+}
