@@ -156,7 +156,7 @@ pub static KEYS: &[Key] = &[
         "archive",
         "state_dir",
         Kind::Path,
-        Is("/var/lib/walden"),
+        Is("/var/lib/walden-state"),
         "Where this host remembers which segments were shipped before PostgreSQL asked. It must belong to the user that archives, and be writable for nobody else; where it is not, segments are shipped one by one, when PostgreSQL asks.",
     ),
     key(
