@@ -94,9 +94,17 @@ impl Ancestor {
     async fn backup(&mut self, document: &BackupDocument, here: Option<&Origin>) -> Result<()> {
         let manifest = self.system.manifest(document).await?;
         let there = self.system.parts_there(manifest.parts.iter().map(|p| p.backup)).await?;
-        let parts = manifest.parts.into_iter();
-        let parts = parts.filter(|part| there.get(&(part.backup, part.number)) == Some(&part.length));
-        self.parts.extend(parts.map(|part| ((part.backup, part.number), part)));
+        for part in manifest.parts {
+            match there.get(&(part.backup, part.number)) {
+                Some(length) if *length == part.length => _ = self.parts.insert((part.backup, part.number), part),
+                found => tracing::warn!(
+                    "part {} of backup {} {}: what lies in it is stored again, and older backups that need it cannot be restored",
+                    part.number,
+                    part.backup,
+                    if found.is_some() { "does not have its length" } else { "is missing" }
+                ),
+            }
+        }
         let origin = manifest.origin.filter(|origin| here.is_some_and(|here| origin.host == here.host));
         let origin = origin.map(|origin| self.reading(origin));
         self.take(origin, manifest.files, &document.bad_pages);

@@ -4,7 +4,7 @@
 //! `WALDEN_TEST_LONG=1` takes four dozen backups on every version instead of one dozen on two of them, another number
 //! as many; `WALDEN_TEST_SEED` repeats a run.
 
-#![allow(clippy::unwrap_used, reason = "helpers of a test may panic like the test")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of a test may panic and tell like the test")]
 
 mod acts;
 mod proof;
