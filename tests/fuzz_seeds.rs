@@ -45,3 +45,18 @@ fn summary() {
 fn head() {
     replay("head", fuzz::head);
 }
+
+#[test]
+fn manifest() {
+    replay("manifest", fuzz::manifest);
+}
+
+#[test]
+fn part() {
+    replay("part", fuzz::part);
+}
+
+#[test]
+fn incremental() {
+    replay("incremental", fuzz::incremental);
+}

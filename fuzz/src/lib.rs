@@ -4,9 +4,11 @@
 pub mod script;
 pub mod writer;
 
+use std::path::Component;
+
 use walden::{
-    postgres::{Lsn, SegmentName, SegmentSize, TimelineId, Version},
-    repository::wal_object::WalHead,
+    postgres::{Lsn, SegmentName, SegmentSize, TimelineId, Version, incremental::IncrementalHeader},
+    repository::{File, LayerBlocks, Manifest, PartIndex, overlay, wal_object::WalHead},
     seal::{self, Head, SeekTable},
     wal::{
         End, Fact, Inspector, Joined, Reader, Record, SegmentCheck, SegmentHeader, StopFinder, StopRule, Summarizer,
@@ -84,6 +86,76 @@ pub fn head(data: &[u8]) {
         assert!(table.frames().len() * 8 <= data.len());
         let _ = (table.seek(0), table.seek(table.content()), table.seek(u64::MAX));
         assert_eq!(SeekTable::from_tail(&table.to_bytes()).expect("it was just written"), table);
+    }
+}
+
+/// The text of a manifest.
+pub fn manifest(data: &[u8]) {
+    let Ok(read) = Manifest::read(data) else { return };
+    let paths = read.files.iter().map(|f| &f.path).chain(read.directories.iter().map(|d| &d.path));
+    for path in paths {
+        assert!(path.is_relative() && !path.components().any(|c| c == Component::ParentDir), "{}", path.display());
+    }
+    let _ = read.stored();
+    let mut written = Vec::new();
+    read.write(&mut written).expect("it can be written");
+    assert_eq!(Manifest::read(&written[..]).expect("and read"), read);
+}
+
+/// The end of a part: its seek table, the frame of its index, or what is in that.
+pub fn part(data: &[u8]) {
+    if let Ok(table) = SeekTable::from_tail(data)
+        && let Some(range) = table.index()
+    {
+        let range = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
+        if let Some(frame) = range.and_then(|(start, end)| data.get(start..end)) {
+            let _ = seal::read_index_frame(frame, 1 << 20).map(|bytes| index(&bytes));
+        }
+    }
+    let _ = seal::read_index_frame(data, 1 << 20).map(|bytes| index(&bytes));
+    index(data);
+}
+
+/// What the index of a part says can be written and read again, and its maps laid over each other.
+fn index(bytes: &[u8]) {
+    const BLOCK: usize = 64;
+    let Ok((index, blake3)) = PartIndex::from_bytes(bytes) else { return };
+    let written = index.clone().into_bytes(blake3).expect("it can be written");
+    assert_eq!(PartIndex::from_bytes(&written).expect("and read"), (index.clone(), blake3));
+    let layers = |file: &File| file.layers.iter().map(|layer| index.blocks(layer).ok().flatten()).collect();
+    for file in &index.files {
+        let Some(layers): Option<Vec<LayerBlocks>> = layers(file) else { continue };
+        let count = (file.size as usize / BLOCK).min(1 << 12);
+        let whole = overlay(count, BLOCK, &layers);
+        assert_eq!((whole.map.hashes().len(), whole.layer.len()), (count, count));
+        for (block, owner) in whole.layer.iter().enumerate() {
+            // The newest that holds the block.
+            let holds = |layer: &LayerBlocks| match layer {
+                LayerBlocks::Whole(map) => block < map.hashes().len(),
+                LayerBlocks::Changed(numbers, _) => numbers.contains(&(block as u32)),
+            };
+            assert_eq!(*owner, layers.iter().rposition(holds));
+        }
+    }
+}
+
+/// An incremental file, behind a byte that tells the size of a block.
+pub fn incremental(data: &[u8]) {
+    let Some((size, bytes)) = data.split_first() else { return };
+    let size = 256 << (size % 6);
+    // As long as it is, and as long as its header says.
+    let count = bytes.get(4..8).map_or(0, |word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
+    let told = IncrementalHeader::size(count as usize, size) + u64::from(count) * u64::from(size);
+    for length in [bytes.len() as u64, told] {
+        let mut rest = bytes;
+        let Ok(header) = IncrementalHeader::read(&mut rest, size, length) else { continue };
+        assert_eq!(header.file_size(size), length);
+        assert!(header.blocks.is_sorted_by(|a, b| a < b));
+        assert!(header.blocks.last().is_none_or(|last| *last < header.result_blocks()));
+        assert!(header.truncation <= header.result_blocks());
+        let written = header.to_bytes(size);
+        assert_eq!(written.len(), bytes.len() - rest.len(), "it is read up to the first block");
+        assert_eq!(IncrementalHeader::read(&mut &written[..], size, length).expect("it was just written"), header);
     }
 }
 

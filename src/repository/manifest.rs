@@ -242,7 +242,8 @@ impl Manifest {
     pub fn stored(&self) -> u64 {
         let mut wanted: HashMap<_, u64> = HashMap::new();
         for layer in self.files.iter().flat_map(|file| &file.layers) {
-            *wanted.entry((layer.backup, layer.part)).or_default() += layer.length;
+            let wanted = wanted.entry((layer.backup, layer.part)).or_default();
+            *wanted = wanted.saturating_add(layer.length);
         }
         let share = |part: &Part| {
             let wanted = wanted.get(&(part.backup, part.number)).copied().unwrap_or(0);
