@@ -250,7 +250,7 @@ impl Manifest {
             let content = part.frames.content().max(wanted).max(1);
             (u128::from(part.length) * u128::from(wanted) / u128::from(content)) as u64
         };
-        self.parts.iter().map(share).sum()
+        self.parts.iter().map(share).fold(0, u64::saturating_add)
     }
 }
 
