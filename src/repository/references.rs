@@ -348,7 +348,7 @@ mod tests {
     };
 
     fn id(day: u32) -> BackupId {
-        format!("202611{day:02}T014500Z").parse().unwrap()
+        format!("202611{:02}T014500Z", day + 1).parse().unwrap()
     }
 
     fn part(day: u32, number: u32, length: u64) -> Part {
