@@ -2,14 +2,19 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::{Context, Output, Paint, exit::End};
 use crate::{
     error::{Error, Result},
     human,
-    plan::{self, Moment, Passed, Plan, PlanRequest, Target, Watch},
+    plan::{self, Difference, Host, Moment, Passed, Plan, PlanRequest, Target, Watch},
     postgres::TimelineId,
     repository::{BackupId, System},
 };
+
+/// So many things are named that could not be compared.
+const UNKNOWN: usize = 3;
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
@@ -34,16 +39,27 @@ pub struct Wish {
 }
 
 pub async fn run(args: &Args, context: &Context) -> Result<End> {
-    let (plan, _) = make(&args.wish, context).await?;
+    let (plan, system) = make(&args.wish, context).await?;
+    let host = Host::compare(&system, &plan.backup, &[]).await?;
     if context.output.json {
-        context.output.document(&plan);
+        context.output.document(&Shown { plan: &plan, host: &host });
     } else {
-        show(&plan, &context.output);
-        for warning in &plan.warnings {
-            warn(warning, &context.output);
+        show(&plan, &host, &context.output);
+        for warning in plan.warnings.iter().cloned().chain(host.differences.iter().map(Difference::words)) {
+            warn(&warning, &context.output);
         }
     }
     Ok(End::Done)
+}
+
+/// A plan with the host that it was made on: what `--json` prints.
+#[derive(Debug, Serialize)]
+pub struct Shown<'a> {
+    /// The plan.
+    #[serde(flatten)]
+    pub plan: &'a Plan,
+    /// How the host compares.
+    pub host: &'a Host,
 }
 
 /// Makes the plan, and gives the system along that it leads through.
@@ -65,7 +81,7 @@ pub fn watch(context: &Context) -> Watch {
 }
 
 /// Shows a plan: what will be there, and what it takes.
-pub fn show(plan: &Plan, output: &Output) {
+pub fn show(plan: &Plan, host: &Host, output: &Output) {
     let line = |name: &str, text: String| output.line(format_args!("  {name:10} {text}"));
     let strong = |text: String| output.paint(Paint::Strong, text);
     output.line(format_args!("{}", strong(format!("{} of cluster {}", plan.target, plan.cluster))));
@@ -97,6 +113,19 @@ pub fn show(plan: &Plan, output: &Output) {
         line("archive", format!("the last commit in the archive was {} ago; {lost}", strong(ago)));
     }
     show_means(plan, &line);
+    show_host(host, &line);
+}
+
+/// Shows how the host compares; what differs comes as warnings.
+fn show_host(host: &Host, line: &impl Fn(&str, String)) {
+    let same = if host.differences.is_empty() && host.unknown.is_empty() { ": as the backup needs it" } else { "" };
+    line("host", format!("{}{same}", host.describe()));
+    for unknown in host.unknown.iter().take(UNKNOWN) {
+        line("", format!("not compared: {unknown}"));
+    }
+    if host.unknown.len() > UNKNOWN {
+        line("", format!("not compared: {} things more, which --json names", host.unknown.len() - UNKNOWN));
+    }
 }
 
 /// Shows what recovery reads and needs.

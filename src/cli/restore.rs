@@ -14,7 +14,7 @@ use super::{
 use crate::{
     error::{Error, Kind, Result},
     human,
-    plan::Plan,
+    plan::{Difference, Host, Plan},
     postgres::Conninfo,
     repository::System,
     restore::{self, Outcome, Reached, Restore, RestoreRequest, Restored, StartRequest},
@@ -123,6 +123,13 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     if args.start {
         restore::find_programs(plan.backup.postgres)?;
     }
+    let host = Host::compare(&system, &plan.backup, &args.set).await?;
+    if args.start
+        && let Some(obstacle) = host.obstacles().next()
+    {
+        return Err(Error::refused(format!("{}: {}", obstacle.what, obstacle.follows))
+            .hint(format!("{}; without --start the copy is made all the same", obstacle.mend)));
+    }
     let watch = plan::watch(context);
     let prepared =
         Restore::prepare(system, plan.clone(), request.clone(), context.clock.now()).await.map_err(unplanned)?;
@@ -133,7 +140,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     let owner = prepared.owner().clone();
     // Whoever wants it quiet and has said yes has read the plan, or never will.
     if !(context.output.json || context.output.quiet && args.yes) {
-        show(&prepared, args, &context.output);
+        show(&prepared, &host, args, &context.output);
         if config.file.is_none() {
             plan::warn(
                 "the configuration comes from the environment: the server needs the same variables for restore_command",
@@ -170,6 +177,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     }
     let took = restore::remember(&archive, &plan, &restored, reached.as_ref(), context.clock.now()).await;
     if context.output.json {
+        let plan = plan::Shown { plan: &plan, host: &host };
         context.output.document(&json!({ "plan": plan, "restored": restored, "reached": reached, "took": took }));
     } else if let Some(estimated) = took.estimated {
         let [estimated, took] =
@@ -236,8 +244,8 @@ pub fn user(context: &Context) -> Option<String> {
     conninfo.user().map(str::to_owned)
 }
 
-fn show(prepared: &Restore, args: &Args, output: &Output) {
-    plan::show(prepared.plan(), output);
+fn show(prepared: &Restore, host: &Host, args: &Args, output: &Output) {
+    plan::show(prepared.plan(), host, output);
     let mut name = "will";
     for step in prepared.steps() {
         output.line(format_args!("  {name:10} {step}"));
@@ -246,8 +254,9 @@ fn show(prepared: &Restore, args: &Args, output: &Output) {
     if args.start {
         output.line(format_args!("  {name:10} start PostgreSQL as {}, and wait", prepared.owner().name));
     }
-    for warning in prepared.plan().warnings.iter().chain(prepared.warnings()) {
-        plan::warn(warning, output);
+    let differences = host.differences.iter().map(Difference::words);
+    for warning in prepared.plan().warnings.iter().chain(prepared.warnings()).cloned().chain(differences) {
+        plan::warn(&warning, output);
     }
     output.flush();
 }

@@ -8,6 +8,7 @@ mod drops;
 mod estimate;
 mod find;
 mod finish;
+mod host;
 mod name;
 mod passing;
 mod path;
@@ -23,6 +24,7 @@ pub mod window;
 
 pub use estimate::Estimate;
 pub use find::{Edge, FindKind, FindReport, FindRequest, Finding, NamedDatabase, NamedRelation, find};
+pub use host::{About, Difference, Host};
 pub use name::TableName;
 pub use resolve::{PlanRequest, Watch, plan};
 pub use survey::{CreatedTablespace, Moment, Stop};

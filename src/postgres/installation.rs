@@ -47,16 +47,21 @@ pub fn bin_directory(version: Version) -> Result<PathBuf> {
 
 /// The major version of the `postgres` in that directory.
 fn version_in(directory: &Path) -> Option<Version> {
+    let major: String = version_told(directory)?.chars().take_while(char::is_ascii_digit).collect();
+    major.parse().ok().map(Version)
+}
+
+/// The version of the `postgres` in that directory as it tells it: `17.11`, `19beta1`.
+pub(super) fn version_told(directory: &Path) -> Option<String> {
     let program = directory.join("postgres");
     if directory.as_os_str().is_empty() || !program.is_file() {
         return None;
     }
-    // "postgres (PostgreSQL) 17.11 (Debian ...)", or 19beta1; this much PostgreSQL says to root, too.
+    // "postgres (PostgreSQL) 17.11 (Debian ...)"; this much PostgreSQL says to root, too.
     let output = Command::new(&program).arg("--version").output().ok().filter(|o| o.status.success())?;
     let text = String::from_utf8(output.stdout).ok()?;
-    let number = text.split_once("(PostgreSQL) ")?.1;
-    let major: String = number.chars().take_while(char::is_ascii_digit).collect();
-    major.parse().ok().map(Version)
+    let version = text.split_once("(PostgreSQL) ")?.1.split_whitespace().next()?;
+    Some(version.to_owned())
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ pub mod datadir;
 pub mod history;
 pub mod incremental;
 pub mod installation;
+pub mod installed;
 pub mod log;
 pub mod lsn;
 pub mod page;

@@ -30,7 +30,7 @@ pub use catalogue::{CatalogueEntry, CatalogueWriter};
 pub use documents::{
     BackupDocument, BadPage, FORMAT, IntentDocument, PartSummary, RepositoryDocument, SystemDocument, Tablespace,
 };
-pub use environment::{ConfigurationFiles, Environment, Library, Needed, Unknown};
+pub use environment::{ConfigurationFiles, Environment, Library, Needed, Unknown, list};
 pub use extra::{ExtraObject, ExtraWriter, LeftOut, Member, MemberKind};
 pub use layer_maps::{LayerMaps, Overlaid, overlay};
 pub use layout::{REPOSITORY, SystemFolder, segment_of};
