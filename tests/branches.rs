@@ -190,3 +190,31 @@ fn a_record_that_its_timeline_left_unfinished_is_shown_as_its_branches_have_it()
     // On that timeline the same segment goes on with what it wrote instead.
     assert_eq!(show(&p, &name(2, segment))["unfinished"], Value::Null);
 }
+
+/// PostgreSQL writes the whole history of the timeline that it was told to follow, also where recovery ended before that
+/// had begun.
+#[test]
+fn a_way_back_behind_several_forks_leaves_a_history_that_leads_on() {
+    let mut p = Protected::new(any(), Place::Directory, |b| b);
+    p.cluster.psql("create table t as select 1 as n");
+    let _ = p.backup();
+    p.cluster.psql("select pg_create_restore_point('here')");
+    p.cluster.psql("insert into t values (2)");
+    let _ = p.archive();
+    p.cluster.stop(Stop::Fast);
+    for (name, to, rows) in [
+        ("second", "name:here", "1"),
+        ("third", "latest", "1,20"),
+        ("fourth", "name:here", "1"),
+        ("fifth", "latest", "1,20"),
+    ] {
+        let mut branch = branch(&p, name, &[to]);
+        assert_eq!(branch.psql("select string_agg(n::text, ',' order by n) from t"), rows, "{name}");
+        branch.psql("insert into t values (20)");
+        let _ = archive(&branch);
+        branch.stop(Stop::Fast);
+    }
+    // Each was left where it was, or where the way back passed it by.
+    let plan = json(&p, &["plan", "--to", "latest"]);
+    assert_eq!(plan["timeline"], 5);
+}

@@ -107,16 +107,18 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// The timeline on which the stop itself lies is enough, where its own segments are there: a promotion from it then
-    /// leaves a history that rises.
+    /// The timeline on which the stop itself lies is enough, where its own segments are there; else the first after it
+    /// whose are: a promotion from it then leaves a history that rises, or the shortest of those that do not.
     async fn shortest(&self, found: &Found, last: u64) -> Result<TimelineHistory> {
         let (history, size) = (&found.history, self.system.document.segment_size);
-        if let Some(own) = found.stop.map(|stop| history.at(stop.lsn)).filter(|own| *own != history.timeline)
-            && let Ok(shorter) = self.system.history(own).await
-            && path::lies_on(&found.backup, &shorter)
-            && path::segment_on(&shorter, last, size) == path::segment_on(history, last, size)
-        {
-            return Ok(shorter);
+        let Some(own) = found.stop.map(|stop| history.at(stop.lsn)) else { return Ok(history.clone()) };
+        for entry in history.ancestors.iter().skip_while(|entry| entry.timeline != own) {
+            if let Ok(shorter) = self.system.history(entry.timeline).await
+                && path::lies_on(&found.backup, &shorter)
+                && path::segment_on(&shorter, last, size) == path::segment_on(history, last, size)
+            {
+                return Ok(shorter);
+            }
         }
         Ok(history.clone())
     }

@@ -32,7 +32,11 @@ impl TimelineHistory {
     }
 
     /// Reads the history file of `timeline` by PostgreSQL's rules (`readTimeLineHistory`): blank lines and
-    /// comments are passed over, timelines and switch points must rise, the last must be below `timeline`.
+    /// comments are passed over, timelines must rise, the last must be below `timeline`.
+    ///
+    /// A switch point may lie before those of older timelines: PostgreSQL adds the whole history of the timeline that
+    /// recovery was told to follow, also when it ended before that had begun (`writeTimeLineHistory`). Nothing past that
+    /// point is part of the history (`tliOfPointInHistory`), so the older ones were left there at the latest, too.
     pub fn parse(timeline: TimelineId, text: &str) -> Result<Self> {
         let bad = |line: &str, why: &str| {
             Error::damaged(format!("{}.history: {why}: \"{}\"", timeline.hex(), line.trim_end()))
@@ -46,9 +50,10 @@ impl TimelineHistory {
             let mut fields = trimmed.splitn(3, |c: char| c.is_ascii_whitespace());
             let parent = fields.next().and_then(|f| f.parse().ok()).ok_or_else(|| bad(line, "no timeline number"))?;
             let switch = fields.next().and_then(|f| f.parse().ok()).ok_or_else(|| bad(line, "no switch point"))?;
-            if ancestors.last().is_some_and(|last| last.timeline >= parent || last.switch > switch) {
-                return Err(bad(line, "timelines and switch points must rise"));
+            if ancestors.last().is_some_and(|last| last.timeline >= parent) {
+                return Err(bad(line, "timelines must rise"));
             }
+            ancestors.iter_mut().for_each(|older| older.switch = older.switch.min(switch));
             let reason = fields.next().unwrap_or_default().trim().to_owned();
             ancestors.push(HistoryEntry { timeline: parent, switch, reason });
         }
@@ -117,8 +122,20 @@ mod tests {
     }
 
     #[test]
+    fn what_recovery_never_reached_is_no_part_of_the_history() {
+        let text = "1\t0/3000000\tx\n2\t0/5000000\tx\n3\t0/7000000\tx\n4\t0/4000000\tafter LSN 0/3FFFFC0\n";
+        let history = TimelineHistory::parse(tli(5), text).unwrap();
+        let at = |lsn: u64| history.at(Lsn(lsn)).to_string();
+        assert_eq!([at(0x2FF_FFFF), at(0x3FF_FFFF), at(0x400_0000), at(0x600_0000)], ["1", "2", "5", "5"]);
+        for passed in [2, 3, 4] {
+            assert!(history.contains(tli(passed), Lsn(0x400_0000)));
+            assert!(!history.contains(tli(passed), Lsn(0x400_0001)));
+        }
+    }
+
+    #[test]
     fn refuses_what_postgresql_refuses() {
-        for text in ["x\t0/1\n", "1\n", "1\t0/1\n1\t0/2\n", "2\t0/9\n3\t0/1\n", "5\t0/1\n"] {
+        for text in ["x\t0/1\n", "1\n", "1\t0/1\n1\t0/2\n", "3\t0/1\n2\t0/9\n", "5\t0/1\n"] {
             assert!(TimelineHistory::parse(tli(4), text).is_err(), "{text:?}");
         }
     }
