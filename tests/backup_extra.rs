@@ -10,7 +10,7 @@ use std::{
 
 use rustix::fs::XattrFlags;
 use walden_testkit::{
-    postgres::{Cluster, Stop, any},
+    postgres::{Cluster, Installation, Stop, any, for_each_version},
     protected::{Place, Protected},
     run::{Ran, run},
 };
@@ -39,7 +39,11 @@ fn is_root() -> bool {
 
 impl Debian {
     fn new() -> Self {
-        let mut p = Protected::new(any(), Place::Directory, |b| b);
+        Self::on(any())
+    }
+
+    fn on(pg: &Installation) -> Self {
+        let mut p = Protected::new(pg, Place::Directory, |b| b);
         p.cluster.stop(Stop::Fast);
         let etc = p.scene.folder("etc/postgresql/main");
         let _ = p.scene.folder("etc/postgresql/main/conf.d");
@@ -236,4 +240,55 @@ fn a_remote_backup_says_what_it_cannot_have() {
     assert!(left_out.contains("postgresql.conf") && left_out.contains("*.key"), "{ran}");
     let restored = d.restore(&d.p.scene.path().join("copy"), &[]);
     assert!(json(&restored)["restored"]["extra"].is_null(), "{restored}");
+}
+
+#[test]
+fn a_copy_starts_with_the_configuration_that_lay_elsewhere() {
+    for_each_version(|pg| {
+        let d = Debian::on(pg);
+        d.p.cluster.psql("create table t as select generate_series(1, 100) as n");
+        // For the next start.
+        fs::write(d.etc.join("conf.d/30-more.conf"), "max_connections = 177\n").unwrap();
+        let (id, _) = d.backup();
+        d.p.archive();
+        let socket = format!("unix_socket_directories={}", d.p.scene.path().display());
+        let start = |name: &str, more: &[&str]| {
+            let copy = d.p.scene.path().join(name);
+            let ran = d.restore(&copy, &[&["--start", "--set", &socket, "--set", "port=5499"], more].concat());
+            let configuration = json(&ran)["configuration"].clone();
+            let server = Cluster::attach(&copy, pg);
+            assert_eq!(server.psql("select count(*), sum(n) from t"), "100|5050");
+            assert_eq!(server.psql("show data_directory"), text(&copy));
+            (server, configuration)
+        };
+
+        let (mut server, configuration) = start("copy", &[]);
+        let beside = d.p.scene.path().join(format!("copy.walden-extra/{id}"));
+        let there = beside.join(d.etc.strip_prefix("/").unwrap());
+        for name in ["config_file", "hba_file", "ident_file"] {
+            assert!(Path::new(&server.psql(&format!("show {name}"))).starts_with(&there), "{name} {configuration}");
+        }
+        assert_eq!(configuration["made"], serde_json::json!([]));
+        assert_eq!(server.psql("show work_mem; show maintenance_work_mem; show max_connections"), "5MB\n77MB\n177");
+        server.stop(Stop::Fast);
+        drop(server);
+
+        // Nothing is saved, or wanted: the least that lets it recover.
+        let least = |name: &str, more: &[&str]| {
+            let (mut server, configuration) = start(name, more);
+            let own = d.p.scene.path().join(format!(".{name}.walden-config"));
+            assert_eq!(Path::new(&server.psql("show config_file")), own.join("postgresql.conf"), "{configuration}");
+            assert_eq!(
+                server.psql("select current_setting('work_mem'), current_setting('listen_addresses') = ''"),
+                "4MB|t"
+            );
+            assert_eq!(mode(&own), 0o700);
+            assert_eq!(configuration["made"].as_array().unwrap().len(), 3);
+            server.stop(Stop::Fast);
+        };
+        least("least", &["--extra-files", "leave-out"]);
+        d.p.walden(["backup", "--remote"]).expect_code(0);
+        d.p.archive();
+        least("remote", &["--then", "pause"]);
+    });
 }

@@ -17,7 +17,7 @@ use crate::{
     plan::{Difference, Host, Plan},
     postgres::Conninfo,
     repository::System,
-    restore::{self, Outcome, Reached, Restore, RestoreRequest, Restored, StartRequest},
+    restore::{self, Configuration, Outcome, Owner, Reached, Restore, RestoreRequest, Restored, StartRequest},
 };
 
 /// The arguments.
@@ -133,10 +133,6 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     let watch = plan::watch(context);
     let prepared =
         Restore::prepare(system, plan.clone(), request.clone(), context.clock.now()).await.map_err(unplanned)?;
-    if args.start && prepared.lacks_configuration() {
-        return Err(Error::refused("postgresql.conf lay outside the data directory, and the copy has none")
-            .hint("restore without --start, put one there, then start the server"));
-    }
     let owner = prepared.owner().clone();
     // Whoever wants it quiet and has said yes has read the plan, or never will.
     if !(context.output.json || context.output.quiet && args.yes) {
@@ -153,18 +149,23 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         return Ok(End::NeedsPerson);
     }
     let restored = prepared.run(&watch).await.map_err(unplanned)?;
+    let configuration = Configuration::find(&plan, &restored)?;
     if !context.output.json {
-        tell_restored(&restored, &plan, args.start, &context.output);
+        tell_restored(&restored, &plan, &context.output);
+        tell_start(configuration.as_ref(), args.start, &owner, &context.output);
     }
     let mut reached = None;
     if args.start {
         let start = StartRequest {
             pgdata: restored.pgdata.clone(),
-            owner,
+            owner: owner.clone(),
             then: request.then,
             standby: request.standby,
             user: user(context),
-            settings: Vec::new(),
+            settings: match &configuration {
+                Some(configuration) => configuration.provide(&owner, user(context).as_deref())?,
+                None => Vec::new(),
+            },
         };
         let started = restore::start(&plan, &start, &watch).await.map_err(unplanned)?;
         if let Some(server) = started.server {
@@ -178,7 +179,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     let took = restore::remember(&archive, &plan, &restored, reached.as_ref(), context.clock.now()).await;
     if context.output.json {
         let plan = plan::Shown { plan: &plan, host: &host };
-        context.output.document(&json!({ "plan": plan, "restored": restored, "reached": reached, "took": took }));
+        context.output.document(&json!({ "plan": plan, "restored": restored, "configuration": configuration, "reached": reached, "took": took }));
     } else if let Some(estimated) = took.estimated {
         let [estimated, took] =
             [estimated, took.seconds].map(|s| human::duration(std::time::Duration::from_secs_f64(s.max(0.0))));
@@ -261,7 +262,7 @@ fn show(prepared: &Restore, host: &Host, args: &Args, output: &Output) {
     output.flush();
 }
 
-fn tell_restored(restored: &Restored, plan: &Plan, starts: bool, output: &Output) {
+fn tell_restored(restored: &Restored, plan: &Plan, output: &Output) {
     let kept = if restored.kept > 0 { format!(", {} of them kept", restored.kept) } else { String::new() };
     output.line(format_args!(
         "{} backup {} into {}: {} files, {}{kept}, in {}",
@@ -289,8 +290,28 @@ fn tell_restored(restored: &Restored, plan: &Plan, starts: bool, output: &Output
             plan::warn(remark, output);
         }
     }
-    if !starts {
-        output.line("start PostgreSQL there: it recovers up to the target");
+    output.flush();
+}
+
+/// Says with which configuration the copy starts, where that does not go without saying.
+fn tell_start(configuration: Option<&Configuration>, starts: bool, owner: &Owner, output: &Output) {
+    match (configuration, starts) {
+        (None, true) => {}
+        (None, false) => output.line("start PostgreSQL there: it recovers up to the target"),
+        (Some(configuration), _) if configuration.made.is_empty() => {
+            let begin = if starts { "starting PostgreSQL there with" } else { "start PostgreSQL there with" };
+            output.line(format_args!("{begin} the configuration that was saved: {}", configuration.options()));
+        }
+        (Some(configuration), true) => {
+            output.line(format_args!(
+                "starting PostgreSQL there with the least of a configuration, because the backup does not hold all of it: {}",
+                configuration.options()
+            ));
+            output.line(format_args!("  only user {} can connect, by the socket", owner.name));
+        }
+        (Some(_), false) => {
+            output.line("put a postgresql.conf there, then start PostgreSQL: it recovers up to the target")
+        }
     }
     output.flush();
 }

@@ -8,6 +8,7 @@
 
 mod adopt;
 mod clear;
+mod configuration;
 mod export;
 mod extra;
 mod fetch;
@@ -31,6 +32,7 @@ mod start;
 mod testing;
 
 pub use adopt::{AdoptRequest, Adopted, adopt};
+pub use configuration::Configuration;
 pub use export::{Exported, export};
 pub use extra::Written;
 pub use mark::{Mark, unfinished};

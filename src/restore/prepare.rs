@@ -10,10 +10,11 @@ use std::{
 use chrono::{DateTime, Utc};
 
 use super::{
+    configuration,
     extra::Extra,
     mark::{self, Mark, Phase},
     owner::Owner,
-    request::{RestoreRequest, Then},
+    request::{ExtraFiles, RestoreRequest, Then},
     rescue::Rescue,
     space::{self, Need},
 };
@@ -96,9 +97,10 @@ impl Restore {
         let tablespaces = tablespaces(&manifest, &request, &old)?;
         let waldir = waldir(&request, &old)?;
         let mut warnings = Vec::new();
-        if lacks_configuration(&manifest) {
+        let saved = configuration::is_saved(&plan.backup) && request.extra_files != ExtraFiles::LeaveOut;
+        if lacks_configuration(&manifest) && !saved {
             warnings.push(
-                "postgresql.conf is not in the data directory of the backup, because it lay outside: put one there before the start"
+                "postgresql.conf lay outside the data directory, and the copy has none: --start makes the least that lets it recover; else put one there before the start"
                     .to_owned(),
             );
         }
@@ -163,12 +165,6 @@ impl Restore {
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
-    }
-
-    /// Whether the backup holds no `postgresql.conf`, without which the copy does not start.
-    #[must_use]
-    pub fn lacks_configuration(&self) -> bool {
-        lacks_configuration(&self.manifest)
     }
 
     fn describe(&self) -> Vec<String> {

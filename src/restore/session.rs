@@ -26,7 +26,7 @@ pub fn places(postmaster: &Postmaster, pgdata: &Path, owner: &Owner, user: Optio
 }
 
 /// The roles to try: the one that is configured, `postgres`, the one of the owner's name.
-fn roles<'a>(owner: &'a Owner, user: Option<&'a str>) -> impl Iterator<Item = &'a str> {
+pub fn roles<'a>(owner: &'a Owner, user: Option<&'a str>) -> impl Iterator<Item = &'a str> {
     let own = Some(owner.name.as_str()).filter(|name| *name != "postgres" && user != Some(name));
     user.into_iter().chain((user != Some("postgres")).then_some("postgres")).chain(own)
 }

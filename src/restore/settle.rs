@@ -2,6 +2,7 @@
 //! all of that is durable the guarded `pg_control`, whose rename makes the directory startable.
 
 use std::{
+    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -20,9 +21,11 @@ use crate::{
         control::{self, CONTROL_FILE},
         settings::{AUTO_CONF, Archiving, RECOVERY_SIGNAL, RecoverySettings, RecoveryTarget, STANDBY_SIGNAL},
     },
-    repository::{self, Manifest},
+    repository::{self, Manifest, Member, MemberKind},
 };
 
+/// No configuration file is longer than this many bytes.
+const LIMIT: u64 = 1 << 20;
 /// Until it is renamed.
 const NEW_CONTROL: &str = "global/pg_control.walden";
 
@@ -71,7 +74,7 @@ impl Settle {
             Some(there) => there,
             None => Small { content: Vec::new(), attributes: label.attributes },
         };
-        let configured = configured(job, &auto_conf).await?;
+        let configured = configured(job, &auto_conf).await?.at_least(configured_outside(restore).await?);
         let settings = settings(restore, configured);
         let before = String::from_utf8(auto_conf.content)
             .map_err(|e| Error::failed(format!("{AUTO_CONF} is not UTF-8")).source(e))?;
@@ -202,7 +205,6 @@ fn hold_back(pgdata: &Path) -> String {
 /// The highest value of each setting in the configuration files of the backup: what a person raised for the next
 /// start must not be lowered.
 async fn configured(job: &Arc<Job>, auto_conf: &Small) -> Result<RequiredSettings> {
-    const LIMIT: u64 = 1 << 20;
     let is_configuration = |f: &repository::File| {
         f.path.extension().is_some_and(|e| e == "conf") && f.size <= LIMIT && f.path != Path::new(AUTO_CONF)
     };
@@ -214,6 +216,22 @@ async fn configured(job: &Arc<Job>, auto_conf: &Small) -> Result<RequiredSetting
         }
     }
     Ok(highest)
+}
+
+/// The same in the files from outside the data directory.
+async fn configured_outside(restore: &Restore) -> Result<RequiredSettings> {
+    let backup = &restore.plan.backup;
+    let (Some(object), true) = (&backup.extra, restore.extra.is_some()) else { return Ok(RequiredSettings::default()) };
+    let look = |found: &mut RequiredSettings, member: Member, content: &mut dyn Read| {
+        let is_configuration = member.path.extension().is_some_and(|e| e == "conf");
+        if is_configuration && matches!(member.kind, MemberKind::File(size) if size <= LIMIT) {
+            let mut text = Vec::new();
+            content.read_to_end(&mut text).map_err(|e| Error::damaged("the archive cannot be read").source(e))?;
+            *found = found.at_least(highest(&String::from_utf8_lossy(&text)));
+        }
+        Ok(())
+    };
+    restore.system.extra(backup.id, object, RequiredSettings::default(), look).await
 }
 
 fn highest(text: &str) -> RequiredSettings {
