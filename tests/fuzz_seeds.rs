@@ -57,6 +57,6 @@ fn part() {
 }
 
 #[test]
-fn incremental() {
-    replay("incremental", fuzz::incremental);
+fn changed_blocks() {
+    replay("changed_blocks", fuzz::changed_blocks);
 }

@@ -140,7 +140,7 @@ fn index(bytes: &[u8]) {
 }
 
 /// An incremental file, behind a byte that tells the size of a block.
-pub fn incremental(data: &[u8]) {
+pub fn changed_blocks(data: &[u8]) {
     let Some((size, bytes)) = data.split_first() else { return };
     let size = 256 << (size % 6);
     // As long as it is, and as long as its header says.

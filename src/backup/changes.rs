@@ -147,3 +147,6 @@ fn whole(opened: &Opened, block_size: u32, seen: u64, into: &mut Into<'_>, watch
     let found = Found { blake3: map.root(), hashed: Hashed::Blocks, crc32c, layers: vec![layer] };
     Ok(opened.record(part, found, Some(&LayerBlocks::Whole(map)), &reading.bad))
 }
+
+#[cfg(test)]
+mod tests;
