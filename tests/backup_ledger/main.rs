@@ -69,7 +69,9 @@ impl<'a> History<'a> {
         eprintln!("{told}");
         let p = Protected::new(installation, Place::Directory, |b| {
             // What was promoted may have to be rewound.
-            b.setting("wal_keep_size", "1GB").setting("autovacuum_naptime", "1s").setting("hot_standby", "on")
+            let b = b.setting("wal_keep_size", "1GB").setting("autovacuum_naptime", "1s");
+            // What a server knows of changed blocks must not mislead, whatever happened to it.
+            if installation.major >= 17 { b.setting("summarize_wal", "on") } else { b }
         });
         let space = p.scene.folder("space");
         p.cluster.psql(&format!("create tablespace apart location '{}'", space.display()));
