@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 use walden_testkit::{
-    postgres::{Cluster, any, for_each_version},
+    postgres::{Cluster, Installation, any, for_each_version},
     protected::{Place, Protected},
     run::run,
 };
@@ -111,91 +111,216 @@ fn backup_and_compare(p: &Protected, folder: &Path, way: Way) -> String {
     id
 }
 
-fn quiet(installation: &walden_testkit::postgres::Installation) -> Protected {
+fn quiet(installation: &Installation) -> Protected {
     Protected::new(installation, Place::Directory, |b| b.setting("autovacuum", "off"))
 }
 
 #[test]
 fn whatever_happens_in_between_each_backup_is_the_cluster() {
-    whatever_happens(&[LOCAL]);
+    for_each_version(|installation| whatever_happens(&quiet(installation), &[LOCAL]));
 }
 
 #[test]
 fn whatever_happens_in_between_each_remote_backup_is_the_cluster() {
-    whatever_happens(&[REMOTE]);
+    for_each_version(|installation| whatever_happens(&quiet(installation), &[REMOTE]));
 }
 
 #[test]
 fn either_way_goes_on_from_the_other() {
-    whatever_happens(&[REMOTE, LOCAL]);
+    for_each_version(|installation| whatever_happens(&quiet(installation), &[REMOTE, LOCAL]));
+}
+
+/// A server that knows what has changed.
+fn summarizing(installation: &Installation) -> Protected {
+    Protected::new(installation, Place::Directory, |b| {
+        b.setting("autovacuum", "off").setting("summarize_wal", "on").setting("log_replication_commands", "on")
+    })
+}
+
+fn for_each_that_summarizes(test: impl Fn(&Installation)) {
+    for_each_version(|installation| {
+        if installation.major >= 17 {
+            test(installation);
+        }
+    });
+}
+
+/// How often the server was asked for what changed alone, and how often for everything.
+fn asked(p: &Protected) -> (usize, usize) {
+    let log = p.cluster.log();
+    let asked = log.lines().filter(|line| line.contains("received replication command: BASE_BACKUP"));
+    let (changes, everything): (Vec<_>, Vec<_>) = asked.partition(|line| line.contains(", INCREMENTAL"));
+    (changes.len(), everything.len())
+}
+
+#[test]
+fn what_the_server_says_of_changes_is_the_cluster() {
+    for_each_that_summarizes(|installation| {
+        let p = summarizing(installation);
+        whatever_happens(&p, &[REMOTE]);
+        assert_eq!(asked(&p), (6, 1), "PostgreSQL {}\n{}", installation.major, p.cluster.log_tail());
+        // What is read of a server that rests has not changed, whatever its size.
+        let _ = backup(&p, REMOTE);
+        let folder = backups(&p);
+        let [before, after] = [backup(&p, REMOTE), backup(&p, REMOTE)].map(|id| layers(&manifest(&folder, &id)));
+        let stored =
+            after.iter().filter(|(path, _)| path.starts_with("base/")).find(|(path, of)| before[*path] != **of);
+        assert_eq!(stored, None, "PostgreSQL {}", installation.major);
+    });
+}
+
+#[test]
+fn either_way_goes_on_from_what_the_server_said() {
+    for_each_that_summarizes(|installation| {
+        let p = summarizing(installation);
+        whatever_happens(&p, &[LOCAL, REMOTE]);
+        assert_eq!(asked(&p), (3, 0), "PostgreSQL {}\n{}", installation.major, p.cluster.log_tail());
+        // Out again as one of PostgreSQL's own.
+        let (to, pgdata) = (p.scene.path().join("exported"), p.scene.path().join("by-hand"));
+        p.cluster.psql("drop table small");
+        p.cluster.psql("drop tablespace apart");
+        let _ = backup(&p, LOCAL);
+        p.cluster.psql("update t set text = 'once more' where n % 50 = 0");
+        let id = backup(&p, REMOTE);
+        p.walden(["export", "--backup", &id, "--to", to.to_str().unwrap()]).expect_code(0);
+        p.scene.owner().make_folder(&pgdata);
+        run(p.scene.owner().command("tar").arg("-xf").arg(to.join("base.tar")).arg("-C").arg(&pgdata)).expect_code(0);
+        fs::copy(to.join("backup_manifest"), pgdata.join("backup_manifest")).unwrap();
+        p.scene.owner().own(&pgdata.join("backup_manifest"));
+        let verify = p.cluster.installation().program("pg_verifybackup");
+        run(p.cluster.owner().command(verify).arg("-n").arg(&pgdata)).expect_code(0);
+        let copy = started(&p, &id, "latest", "copy", &[]);
+        let sum = "select md5(string_agg(t::text, ',' order by n, text)) from t";
+        assert_eq!(copy.psql(sum), p.cluster.psql(sum));
+        copy.pg_run("pg_amcheck", ["--install-missing", "--heapallindexed", "--database=postgres"]);
+    });
+}
+
+#[test]
+fn where_the_server_cannot_tell_everything_comes_and_it_is_said_once() {
+    for_each_that_summarizes(|installation| {
+        let p = quiet(installation);
+        let folder = backups(&p);
+        p.cluster.psql("create table t as select n, repeat('x', 100) as text from generate_series(1, 20000) as n");
+        p.cluster.psql("vacuum freeze t");
+        let table = p.cluster.psql("select pg_relation_filepath('t')");
+        let first = backup(&p, REMOTE);
+        p.cluster.append_configuration("summarize_wal = on\nwal_summary_keep_time = 0\n");
+        p.cluster.reload();
+        p.cluster.wait_for("show summarize_wal", "on");
+        // Its summaries of what came before are gone, or were never made.
+        p.cluster.psql("update t set text = 'changed' where n % 4000 = 7");
+        p.cluster.wait_for("select count(*) > 0 from pg_stat_activity where backend_type = 'walsummarizer'", "t");
+        let note = "note: the server sent everything, not what changed alone";
+        let away = |p: &Protected| {
+            let summaries = p.cluster.pgdata().join("pg_wal/summaries");
+            for entry in fs::read_dir(summaries).unwrap() {
+                fs::remove_file(entry.unwrap().path()).unwrap();
+            }
+        };
+        p.cluster.psql("checkpoint; select pg_switch_wal(); checkpoint");
+        p.cluster.wait_for("select count(*) > 0 from pg_available_wal_summaries()", "t");
+        away(&p);
+        let taken = p.walden(["backup", "--remote"]);
+        assert_eq!(taken.stderr.matches(note).count(), 1, "{taken}");
+        let second = taken.ok().lines().last().unwrap().to_owned();
+        let kinds = layers(&manifest(&folder, &second))[&table].clone();
+        assert_eq!(kinds, [(first.clone(), "whole".to_owned()), (second.clone(), "incremental".to_owned())]);
+        // From there on it can.
+        p.cluster.psql("update t set text = 'again' where n % 4000 = 8");
+        let taken = p.walden(["backup", "--remote"]);
+        assert!(!taken.stderr.contains("note:"), "{taken}");
+        let third = taken.ok().lines().last().unwrap().to_owned();
+        let newest = layers(&manifest(&folder, &third))[&table].last().cloned();
+        assert_eq!(newest, Some((third.clone(), "incremental".to_owned())));
+
+        // An ancestor whose maps cannot be read.
+        for id in [&first, &second, &third] {
+            for entry in fs::read_dir(folder.join(id)).unwrap() {
+                let path = entry.unwrap().path();
+                if path.file_name().unwrap().to_str().unwrap().starts_with("part-") {
+                    let mut bytes = fs::read(&path).unwrap();
+                    let index = bytes.windows(4).rposition(|w| w == [0x56, 0x2A, 0x4D, 0x18]).unwrap();
+                    bytes[index + 12..index + 40].fill(0xFF);
+                    fs::write(&path, bytes).unwrap();
+                }
+            }
+        }
+        p.cluster.psql("update t set text = 'and again' where n % 4000 = 9");
+        let taken = p.walden(["backup", "--remote"]);
+        assert_eq!(taken.stderr.matches(note).count(), 1, "{taken}");
+        let fourth = taken.ok().lines().last().unwrap().to_owned();
+        assert_eq!(layers(&manifest(&folder, &fourth))[&table], [(fourth.clone(), "whole".to_owned())]);
+        let pgdata = restore(&p, &fourth, "compared");
+        let same = fs::read(p.cluster.pgdata().join(&table)).unwrap() == fs::read(pgdata.join(&table)).unwrap();
+        assert!(same, "PostgreSQL {}: {table} differs in backup {fourth}", installation.major);
+    });
 }
 
 /// Backups by these ways in turn.
-fn whatever_happens(ways: &[Way]) {
-    for_each_version(|installation| {
-        let p = quiet(installation);
-        let folder = backups(&p);
-        let space = p.scene.folder("space");
-        p.cluster.psql(&format!("create tablespace apart location '{}'", space.display()));
-        p.cluster.psql("create table t as select n, repeat('x', 100) as text from generate_series(1, 60000) as n");
-        p.cluster.psql("create index on t (n)");
-        p.cluster.psql("create table small as select generate_series(1, 100) as n");
-        let mut ways = ways.iter().cycle();
-        let mut backup_and_compare = || backup_and_compare(&p, &folder, ways.next().unwrap());
-        let first = backup_and_compare();
-        let table = p.cluster.psql("select pg_relation_filepath('t')");
+fn whatever_happens(p: &Protected, ways: &[Way]) {
+    let installation = p.cluster.installation();
+    let folder = backups(p);
+    let space = p.scene.folder("space");
+    p.cluster.psql(&format!("create tablespace apart location '{}'", space.display()));
+    p.cluster.psql("create table t as select n, repeat('x', 100) as text from generate_series(1, 60000) as n");
+    p.cluster.psql("create index on t (n)");
+    p.cluster.psql("create table small as select generate_series(1, 100) as n");
+    let mut ways = ways.iter().cycle();
+    let mut backup_and_compare = || backup_and_compare(p, &folder, ways.next().unwrap());
+    let first = backup_and_compare();
+    let table = p.cluster.psql("select pg_relation_filepath('t')");
 
-        // Nothing has changed.
-        let second = backup_and_compare();
-        let (whole, nothing) = (document(&folder, &first), document(&folder, &second));
-        let stored = |document: &Value| document["stored"].as_u64().unwrap();
-        assert!(stored(&nothing) * 5 < stored(&whole), "{} and {}", stored(&nothing), stored(&whole));
-        assert_eq!(nothing["references"], serde_json::json!([first]));
-        assert_eq!(layers(&manifest(&folder, &second))[&table], [(first.clone(), "whole".to_owned())]);
+    // Nothing has changed.
+    let second = backup_and_compare();
+    let (whole, nothing) = (document(&folder, &first), document(&folder, &second));
+    let stored = |document: &Value| document["stored"].as_u64().unwrap();
+    assert!(stored(&nothing) * 5 < stored(&whole), "{} and {}", stored(&nothing), stored(&whole));
+    assert_eq!(nothing["references"], serde_json::json!([first]));
+    assert_eq!(layers(&manifest(&folder, &second))[&table], [(first.clone(), "whole".to_owned())]);
 
-        // Some blocks have.
-        p.cluster.psql("update t set text = 'changed' where n % 6000 = 7");
-        let third = backup_and_compare();
-        let kinds = layers(&manifest(&folder, &third))[&table].clone();
-        assert_eq!(kinds, [(first, "whole".to_owned()), (third, "incremental".to_owned())]);
+    // Some blocks have.
+    p.cluster.psql("update t set text = 'changed' where n % 6000 = 7");
+    let third = backup_and_compare();
+    let kinds = layers(&manifest(&folder, &third))[&table].clone();
+    assert_eq!(kinds, [(first, "whole".to_owned()), (third, "incremental".to_owned())]);
 
-        let mut steps: Vec<Vec<&str>> = vec![
-            // Truncation by vacuum.
-            vec!["delete from t where n > 30000", "vacuum t"],
-            // Growth over it; a table that becomes another file; databases that are copies.
-            vec![
-                "insert into t select n, 'again' from generate_series(60001, 120000) as n",
-                "truncate small",
-                "insert into small select generate_series(1, 50000)",
-                "create database copy template template0",
-                "create database other template postgres",
-            ],
-            // File numbers that are somebody else's; a tablespace.
-            vec![
-                "vacuum full t",
-                "drop table small",
-                "create table small as select generate_series(1, 60000) as n",
-                "alter table small set tablespace apart",
-                "drop database copy",
-            ],
-            // And back.
-            vec![
-                "update t set text = 'there' where n < 100",
-                "update small set n = n + 1 where n % 3000 = 0",
-                "alter table small set tablespace pg_default",
-                "reindex table t",
-            ],
-        ];
-        if installation.major >= 15 {
-            steps[3].push("create database filed template other strategy file_copy");
+    let mut steps: Vec<Vec<&str>> = vec![
+        // Truncation by vacuum.
+        vec!["delete from t where n > 30000", "vacuum t"],
+        // Growth over it; a table that becomes another file; databases that are copies.
+        vec![
+            "insert into t select n, 'again' from generate_series(60001, 120000) as n",
+            "truncate small",
+            "insert into small select generate_series(1, 50000)",
+            "create database copy template template0",
+            "create database other template postgres",
+        ],
+        // File numbers that are somebody else's; a tablespace.
+        vec![
+            "vacuum full t",
+            "drop table small",
+            "create table small as select generate_series(1, 60000) as n",
+            "alter table small set tablespace apart",
+            "drop database copy",
+        ],
+        // And back.
+        vec![
+            "update t set text = 'there' where n < 100",
+            "update small set n = n + 1 where n % 3000 = 0",
+            "alter table small set tablespace pg_default",
+            "reindex table t",
+        ],
+    ];
+    if installation.major >= 15 {
+        steps[3].push("create database filed template other strategy file_copy");
+    }
+    for step in steps {
+        for sql in step {
+            p.cluster.psql(sql);
         }
-        for step in steps {
-            for sql in step {
-                p.cluster.psql(sql);
-            }
-            let _ = backup_and_compare();
-        }
-    });
+        let _ = backup_and_compare();
+    }
 }
 
 /// What no manifest that is left points into goes, as an expiry would have it.

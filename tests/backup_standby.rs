@@ -21,7 +21,11 @@ const SUM: &str = "select count(*), sum(n), md5(string_agg(filler, '' order by n
 
 /// A cluster that ends a segment of 1 MB now and then, and has some rows.
 fn protected(installation: &Installation) -> Protected {
-    let p = Protected::new(installation, Place::Directory, |b| b.wal_segment_size(1));
+    let p = Protected::new(installation, Place::Directory, |b| {
+        // From 17 on the server can tell what has changed.
+        let b = if installation.major >= 17 { b.setting("summarize_wal", "on") } else { b };
+        b.wal_segment_size(1).setting("log_replication_commands", "on")
+    });
     p.cluster.psql("create table t (n int, filler text)");
     p.cluster
         .psql("insert into t select n, repeat('x', 100) from generate_series(1, 20000) as n; create index on t (n)");
@@ -210,6 +214,27 @@ fn a_promotion_in_the_middle_is_one_error_and_nothing_is_listed() {
             assert_eq!((&taken["id"], &taken["from_standby"]), (&Value::from(id), &Value::from(false)));
             assert_eq!(taken["timeline"], 2);
         }
+    });
+}
+
+#[test]
+fn what_changed_is_told_across_a_promotion() {
+    for_each_version(|installation| {
+        let p = protected(installation);
+        p.walden(WAYS[1]).expect_code(0);
+        let standby = p.cluster.standby(p.scene.path().join("standby"));
+        p.cluster.psql("update t set filler = 'before' where n % 1000 = 1");
+        p.cluster.wait_replayed_by(&standby);
+        standby.psql("select pg_promote()");
+        standby.wait_for("select pg_is_in_recovery()", "f");
+        standby.psql("update t set filler = 'after' where n % 1000 = 2");
+        let taken = run(on(&p, &standby, WAYS[1]).env("WALDEN_LOG", "warn"));
+        if installation.major >= 17 {
+            assert!(standby.log().contains(", INCREMENTAL"), "{}", standby.log_tail());
+            assert!(!taken.stderr.contains("note:"), "{taken}");
+        }
+        let copy = started(&p, taken.ok(), "immediate", &["--then", "pause"]);
+        assert_eq!(copy.psql(SUM), standby.psql(SUM), "PostgreSQL {}", installation.major);
     });
 }
 

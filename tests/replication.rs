@@ -24,7 +24,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn options() -> Options {
-    Options { label: "it's a test".to_owned(), rate_limit: None }
+    Options { label: "it's a test".to_owned(), incremental: false, rate_limit: None }
 }
 
 /// A cluster that listens on TCP with TLS, where roles come in by the way that they are named for.

@@ -31,6 +31,8 @@ const AT_ONCE: usize = 16;
 pub struct Ancestor {
     system: System,
     block_size: u32,
+    /// The backup itself; `None` where there are attempts alone.
+    base: Option<BackupDocument>,
     /// Where its files were read, of each reading that was on this host.
     origins: Vec<Origin>,
     /// With the number of the reading that each is from.
@@ -54,24 +56,39 @@ pub async fn find(
     here: Option<&Origin>,
     block_size: u32,
 ) -> Result<Option<Ancestor>> {
-    let mut ancestor = Ancestor::nothing(system, block_size);
-    let mut newest = None;
-    for document in system.backups().await?.into_iter().rev().filter(|document| is_on(history, document)) {
-        match ancestor.backup(&document, here).await {
-            Ok(()) => {
-                newest = Some(document.id);
-                break;
-            }
-            Err(error) => tracing::warn!("backup {} is not compared with: {error}", document.id),
-        }
-    }
-    for attempt in system.attempts(newest).await? {
+    let mut ancestor = newest(system, history, here, block_size).await?;
+    for attempt in system.attempts(ancestor.base.as_ref().map(|base| base.id)).await? {
         let elsewhere = attempt.origin.as_ref().is_some_and(|there| here.is_some_and(|here| there.host != here.host));
         if attempt.timeline == history.timeline && attempt.block_size == block_size && !elsewhere {
             ancestor.attempt(attempt).await?;
         }
     }
     Ok((!ancestor.files.is_empty()).then_some(ancestor))
+}
+
+/// The newest backup that lies on `history`, and nothing of what came after.
+pub async fn find_backup(system: &System, history: &TimelineHistory, block_size: u32) -> Result<Option<Ancestor>> {
+    let ancestor = newest(system, history, None, block_size).await?;
+    Ok(ancestor.base.is_some().then_some(ancestor))
+}
+
+async fn newest(
+    system: &System,
+    history: &TimelineHistory,
+    here: Option<&Origin>,
+    block_size: u32,
+) -> Result<Ancestor> {
+    let mut ancestor = Ancestor::nothing(system, block_size);
+    for document in system.backups().await?.into_iter().rev().filter(|document| is_on(history, document)) {
+        match ancestor.backup(&document, here).await {
+            Ok(()) => {
+                ancestor.base = Some(document);
+                break;
+            }
+            Err(error) => tracing::warn!("backup {} is not compared with: {error}", document.id),
+        }
+    }
+    Ok(ancestor)
 }
 
 fn is_on(history: &TimelineHistory, backup: &BackupDocument) -> bool {
@@ -83,6 +100,7 @@ impl Ancestor {
         Self {
             system: system.clone(),
             block_size,
+            base: None,
             origins: Vec::new(),
             files: HashMap::new(),
             parts: HashMap::new(),
@@ -162,6 +180,16 @@ impl Ancestor {
     pub fn references(&self) -> Vec<BackupId> {
         let all: BTreeSet<_> = self.parts.keys().map(|(backup, _)| *backup).collect();
         all.into_iter().collect()
+    }
+
+    /// The backup itself.
+    pub fn base(&self) -> Option<&BackupDocument> {
+        self.base.as_ref()
+    }
+
+    /// All files.
+    pub fn files(&self) -> impl Iterator<Item = &File> {
+        self.files.values().map(|(_, file)| file)
     }
 
     /// The file of that path.

@@ -9,7 +9,7 @@ use super::source::{CHUNK, Found, Into, Opened, Reading, Stored, Watch, read_up_
 use crate::{
     error::{Error, Result},
     postgres::incremental::IncrementalHeader,
-    repository::{File, Hashed, LayerBlocks, Overlaid},
+    repository::{File, Hashed, Layer, LayerBlocks, Overlaid},
     seal::{BlockHash, BlockMap},
 };
 
@@ -33,6 +33,11 @@ pub(super) fn store(opened: &Opened, block_size: u32, into: &mut Into<'_>, watch
         }
     }
     whole(opened, block_size, seen, into, watch)
+}
+
+/// Whether one more layer on top of those of a file would be better than the whole file again.
+pub(super) fn takes_a_layer(file: &File, block_size: u32) -> bool {
+    most_changes(file, file.size, block_size) > 0
 }
 
 /// How many blocks may have changed before the file is stored whole again: when reading all layers would come to one
@@ -93,7 +98,7 @@ fn layer(
     into: &mut Into<'_>,
     watch: Watch<'_>,
 ) -> Result<Stored> {
-    let Changes { file, known: Overlaid { mut map, mut layer }, blocks, mut bad } = changes;
+    let Changes { file, known, blocks, mut bad } = changes;
     if blocks.is_empty() && file.size == opened.size {
         let found =
             Found { blake3: file.blake3, hashed: Hashed::Blocks, crc32c: file.crc32c, layers: file.layers.clone() };
@@ -106,25 +111,54 @@ fn layer(
     let newest = part.begin_changes(&opened.path, &header, block_size, opened.attributes)?;
     let mut reading = Reading::new(opened);
     let mut buffer = vec![0; block_size as usize];
-    let mut stored = BlockMap::default();
-    map.resize(count as usize);
-    layer.resize(count as usize, None);
+    let mut merge = Merge::new(known, count as usize);
     for number in &header.blocks {
         let block = reading.read(u64::from(*number) * u64::from(block_size), &mut buffer, watch)?;
-        let hash = BlockHash::of(block);
         part.data(block)?;
-        stored.push(hash);
-        map.set(*number as usize, hash);
-        layer[*number as usize] = None;
+        merge.put(*number, BlockHash::of(block));
     }
-    let mut needed = vec![false; file.layers.len()];
-    layer.iter().flatten().for_each(|owner| needed[*owner] = true);
-    let layers = file.layers.iter().zip(needed).filter(|(_, needed)| *needed).map(|(layer, _)| layer.clone());
-    let layers = layers.chain([newest]).collect();
     bad.append(&mut reading.bad);
     bad.sort_unstable();
-    let found = Found { blake3: map.root(), hashed: Hashed::Blocks, crc32c: map.crc32c(block_size as usize), layers };
+    let (found, stored) = merge.found(&file.layers, newest, block_size);
     Ok(opened.record(part, found, Some(&LayerBlocks::Changed(header.blocks, stored)), &bad))
+}
+
+/// The blocks of a file while changed ones are laid over the ancestor's.
+pub(super) struct Merge {
+    map: BlockMap,
+    /// For each block the number of the ancestor's layer that still counts for it.
+    layer: Vec<Option<usize>>,
+    /// The changed ones alone.
+    stored: BlockMap,
+}
+
+impl Merge {
+    /// The ancestor's, of a file that has `count` blocks now. Those past the ancestor's end must all be put.
+    pub(super) fn new(known: Overlaid, count: usize) -> Self {
+        let Overlaid { mut map, mut layer } = known;
+        map.resize(count);
+        layer.resize(count, None);
+        Self { map, layer, stored: BlockMap::default() }
+    }
+
+    /// The next changed block.
+    pub(super) fn put(&mut self, number: u32, hash: BlockHash) {
+        self.stored.push(hash);
+        self.map.set(number as usize, hash);
+        if let Some(layer) = self.layer.get_mut(number as usize) {
+            *layer = None;
+        }
+    }
+
+    /// The file, and the map of its `newest` layer. Of the older ones those go that have no block left.
+    pub(super) fn found(self, older: &[Layer], newest: Layer, block_size: u32) -> (Found, BlockMap) {
+        let mut needed = vec![false; older.len()];
+        self.layer.iter().flatten().for_each(|owner| needed[*owner] = true);
+        let layers = older.iter().zip(needed).filter(|(_, needed)| *needed).map(|(layer, _)| layer.clone());
+        let layers = layers.chain([newest]).collect();
+        let (blake3, crc32c) = (self.map.root(), self.map.crc32c(block_size as usize));
+        (Found { blake3, hashed: Hashed::Blocks, crc32c, layers }, self.stored)
+    }
 }
 
 /// Stores the whole file, with a map of its blocks. The first `seen` bytes were counted as read before.

@@ -2,13 +2,14 @@
 //! our own, and its manifest is held against what was stored. Memory does not grow with the stream: the sender waits.
 
 mod arrival;
+mod changed;
 mod spool;
 
 use std::{
     io::{self, Read},
     os::unix::ffi::OsStrExt,
     path::{Component, Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use bytes::{Buf, Bytes};
@@ -48,6 +49,10 @@ pub struct Intake {
     pub parts: Arc<Parts>,
     /// What to compare with.
     pub ancestor: Option<Arc<Ancestor>>,
+    /// Whether only the changed blocks of the ancestor's files come.
+    pub incremental: bool,
+    /// A file of that kind of which the ancestor has no map after all: then the intake fails, and all must come.
+    pub without_map: Arc<OnceLock<PathBuf>>,
     /// The size of a block.
     pub block_size: u32,
     /// What will come.
@@ -88,6 +93,7 @@ impl Intake {
             spool: None,
             haul: Haul::default(),
             as_sent: Vec::new(),
+            merged: 0,
             directories: Vec::new(),
             control: None,
             label: None,
@@ -115,6 +121,8 @@ struct Taking {
     haul: Haul,
     /// Files that are not stored as they were sent: path, size and CRC-32C of what was.
     as_sent: Vec<ManifestFile>,
+    /// How many of them are stored in another form.
+    merged: usize,
     directories: Vec<Directory>,
     control: Option<Vec<u8>>,
     label: Option<Vec<u8>>,
@@ -177,11 +185,11 @@ impl Taking {
         self.as_sent.sort_by(|a, b| a.path.cmp(&b.path));
         let (files, as_sent) = (&self.haul.files, &self.as_sent);
         let received = |path: &Path| -> Option<(u64, u32)> {
-            match files.binary_search_by(|f| f.path.as_path().cmp(path)) {
-                Ok(at) => files.get(at).map(|f| (f.size, f.crc32c)),
+            match as_sent.binary_search_by(|f| f.path.as_path().cmp(path)) {
+                Ok(at) => as_sent.get(at).map(|f| (f.size, f.crc32c)),
                 Err(_) => {
-                    let at = as_sent.binary_search_by(|f| f.path.as_path().cmp(path)).ok()?;
-                    as_sent.get(at).map(|f| (f.size, f.crc32c))
+                    let at = files.binary_search_by(|f| f.path.as_path().cmp(path)).ok()?;
+                    files.get(at).map(|f| (f.size, f.crc32c))
                 }
             }
         };
@@ -201,7 +209,7 @@ impl Taking {
             })?;
         }
         reader.finish()?;
-        let count = files.len() + as_sent.len();
+        let count = files.len() - self.merged + as_sent.len();
         if named == count { Ok(()) } else { Err(differs(format_args!("it names {named} files of {count}"))) }
     }
 

@@ -116,7 +116,7 @@ impl Driver<'_> {
             extra,
         };
         let document = finish(self.system, self.request, self.around, taken).await?;
-        Ok(BackupOutcome { document, skipped, unnamed })
+        Ok(BackupOutcome { document, skipped, unnamed, notes: Vec::new() })
     }
 
     async fn walk(&self) -> Result<Walk> {

@@ -3,6 +3,7 @@
 
 mod ancestor;
 mod archived;
+mod asking;
 mod catalogue;
 mod changes;
 mod environment;

@@ -1,12 +1,16 @@
 //! The remote way: the server reads its own files, and sends them over one replication connection. It needs a role
 //! that may replicate, and nothing on the host of the server.
 
-use std::sync::Arc;
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use tokio::sync::mpsc::{self, Sender};
 
 use super::{
-    ancestor::{self, Ancestor},
+    ancestor::Ancestor,
+    asking::{Asked, Asking},
     catalogue, extra,
     finish::{Taken, finish, new_id, with_lease},
     intake::{Intake, Received},
@@ -18,12 +22,9 @@ use super::{
 use crate::{
     error::{Error, Result},
     interrupt::Interrupt,
-    postgres::{
-        TimelineHistory, TimelineId,
-        replication::{
-            Facts, Replication,
-            base_backup::{Archive, BaseBackup, Ended, Options, Piece},
-        },
+    postgres::replication::{
+        Facts, Replication,
+        base_backup::{Archive, BaseBackup, Ended, Piece, Started},
     },
     repository::{BackupId, ClusterName, FORMAT, Incarnation, IntentDocument, System, Tablespace, join},
     store::Store,
@@ -58,17 +59,18 @@ struct Driver<'a> {
 impl Driver<'_> {
     async fn run(&self, mut connection: Replication) -> Result<BackupOutcome> {
         let id = new_id(self.system, self.around).await?;
-        let ancestor = self.ancestor(&mut connection).await?;
-        self.intend(id, ancestor.as_deref()).await?;
         let started = self.around.clock.now();
+        let asking = Asking { system: self.system, request: self.request, around: self.around, facts: &self.facts, id };
         let mut interrupt = self.around.interrupt.clone();
         let (taken, mut catalogue) = tokio::select! {
             taken = async {
-                tokio::join!(
-                    self.take(&mut connection, id, ancestor.clone()),
+                let asked = asking.ask(&mut connection).await?;
+                self.intend(id, asked.ancestor.as_deref()).await?;
+                Ok::<_, Error>(tokio::join!(
+                    self.take(&mut connection, &asking, asked),
                     catalogue::take(self.system, &self.request.conninfo, id, started, self.request.level),
-                )
-            } => taken,
+                ))
+            } => taken?,
             () = interrupt.asked() => {
                 // The server would not notice before it sends something again.
                 if let Err(error) = connection.cancel().await {
@@ -77,14 +79,14 @@ impl Driver<'_> {
                 return Err(Interrupt::error());
             }
         };
-        let (received, ended, archives) = taken?;
+        let (received, ended, asked) = taken?;
         let stopped = self.around.clock.now();
         let extra = extra::out_of_reach(self.request).await;
         let skipped = connection.take_warnings().into_iter().map(|w| format!("the server warns: {w}"));
         let skipped = skipped.chain(extra.words()).collect();
         let version_number = connection.version_number();
         drop(connection);
-        self.check(&received, ended)?;
+        self.check(&received, ended, &asked)?;
         let unnamed = std::mem::take(&mut catalogue.missing);
         let taken = Taken {
             id,
@@ -96,28 +98,15 @@ impl Driver<'_> {
             stopped,
             haul: received.haul,
             directories: received.directories,
-            tablespaces: tablespaces(&archives),
+            tablespaces: tablespaces(&asked.started.archives),
             catalogue,
             origin: None,
-            ancestor,
+            ancestor: asked.ancestor,
             extra,
         };
         let document = finish(self.system, self.request, self.around, taken).await?;
-        Ok(BackupOutcome { document, skipped, unnamed })
-    }
-
-    /// The newest backup on the way to here.
-    async fn ancestor(&self, connection: &mut Replication) -> Result<Option<Arc<Ancestor>>> {
-        self.around.progress.start("reading the last backup", None);
-        let timeline = self.facts.identity.timeline;
-        let history = match timeline {
-            TimelineId::FIRST => TimelineHistory::root(timeline),
-            _ => {
-                let bytes = connection.timeline_history(timeline).await?;
-                TimelineHistory::parse(timeline, &String::from_utf8_lossy(&bytes))?
-            }
-        };
-        Ok(ancestor::find(self.system, &history, None, self.facts.block_size).await?.map(Arc::new))
+        let notes = asked.refused.map(|why| format!("the server sent everything, not what changed alone: {why}"));
+        Ok(BackupOutcome { document, skipped, unnamed, notes: notes.into_iter().collect() })
     }
 
     async fn intend(&self, id: BackupId, ancestor: Option<&Ancestor>) -> Result<()> {
@@ -137,23 +126,42 @@ impl Driver<'_> {
     async fn take(
         &self,
         connection: &mut Replication,
-        id: BackupId,
-        ancestor: Option<Arc<Ancestor>>,
-    ) -> Result<(Received, Ended, Vec<Archive>)> {
-        let (request, progress) = (self.request, &self.around.progress);
-        progress.start("waiting for the checkpoint", None);
-        let label = request.label_for(id);
-        let options = Options { label, rate_limit: request.rate_limit };
-        let mut backup = connection.base_backup(&options).await.map_err(|e| e.context("start a base backup"))?;
-        let archives = backup.archives.clone();
+        asking: &Asking<'_>,
+        mut asked: Asked,
+    ) -> Result<(Received, Ended, Asked)> {
+        let parts = Arc::new(Parts::new(self.system.clone(), asking.id, self.request.level));
+        let without_map = Arc::new(OnceLock::new());
+        let mut taken = self.receive(connection, parts.clone(), &asked, without_map.clone()).await;
+        if let Some(path) = without_map.get() {
+            // What was stored so far lies in parts that nothing will name.
+            connection.cancel().await?;
+            let why = format!("no map of the blocks of {} was kept", path.display());
+            asked = asking.ask_all(connection, asked.ancestor, Some(why)).await?;
+            taken = self.receive(connection, parts, &asked, Arc::default()).await;
+        }
+        let (received, ended) = taken?;
+        Ok((received, ended, asked))
+    }
+
+    async fn receive(
+        &self,
+        connection: &mut Replication,
+        parts: Arc<Parts>,
+        asked: &Asked,
+        without_map: Arc<OnceLock<PathBuf>>,
+    ) -> Result<(Received, Ended)> {
+        let (request, progress, facts) = (self.request, &self.around.progress, &self.facts);
+        let Started { start, archives } = asked.started.clone();
         progress.start("backing up", Some(archives.iter().map(|a| a.size).sum()));
-        let (start, facts) = (backup.start.lsn, &self.facts);
+        let pages = Pages { size: facts.block_size, first: 0, start: start.lsn };
         let intake = Intake {
-            parts: Arc::new(Parts::new(self.system.clone(), id, request.level)),
-            ancestor,
+            parts,
+            ancestor: asked.ancestor.clone(),
+            incremental: asked.incremental,
+            without_map,
             block_size: facts.block_size,
             archives: archives.clone(),
-            pages: facts.data_checksums.then_some(Pages { size: facts.block_size, first: 0, start }),
+            pages: facts.data_checksums.then_some(pages),
             relation_segment_blocks: facts.relation_segment_blocks,
             exclude: request.exclude.clone(),
             throttle: Throttle::new(request.rate_limit),
@@ -163,17 +171,23 @@ impl Driver<'_> {
         let (sender, receiver) = mpsc::channel(WAITING);
         let runtime = tokio::runtime::Handle::current();
         let intake = tokio::task::spawn_blocking(move || intake.run(receiver, runtime));
+        let mut backup = connection.receive_base_backup(start, archives);
         let sent = feed(&mut backup, sender).await;
         let received = join(intake.await).flatten();
         // When the stream broke, what the intake says of it is only that it broke.
         sent.map_err(|e| e.context("receive a base backup"))?;
         let received = received?;
         let ended = backup.finish().await.map_err(|e| e.context("end a base backup"))?;
-        Ok((received, ended, archives))
+        Ok((received, ended))
     }
 
-    /// That what came is of the server that we began with, and that the server and we judge its pages alike.
-    fn check(&self, received: &Received, ended: Ended) -> Result<()> {
+    /// That what came is of the server that we began with, builds on what we know, and that the server and we judge its
+    /// pages alike.
+    fn check(&self, received: &Received, ended: Ended, asked: &Asked) -> Result<()> {
+        let base = asked.ancestor.as_ref().filter(|_| asked.incremental).and_then(|ancestor| ancestor.base());
+        if received.label.incremental_from != base.map(|base| (base.start_lsn, base.timeline)) {
+            return Err(Error::failed("the server sent what changed since another backup than it was asked for"));
+        }
         let (control, facts) = (&received.control, &self.facts);
         let said = (facts.identity.system, facts.block_size, facts.relation_segment_blocks, facts.data_checksums);
         let sent = (control.system, control.block_size, control.relation_segment_blocks, control.has_checksums());

@@ -78,6 +78,8 @@ pub struct BackupOutcome {
     pub skipped: Vec<String>,
     /// What its catalogue could not tell, in words.
     pub unnamed: Vec<String>,
+    /// What else is worth telling, in words.
+    pub notes: Vec<String>,
 }
 
 /// Takes a backup.

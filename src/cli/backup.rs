@@ -84,6 +84,9 @@ fn tell(outcome: &BackupOutcome, context: &Context) -> Result<End> {
     for unnamed in &outcome.unnamed {
         out.remark(format_args!("{} {unnamed}", out.paint(Paint::Warning, "warning:")));
     }
+    for note in &outcome.notes {
+        out.remark(format_args!("note: {note}"));
+    }
     for bad in &document.bad_pages {
         out.remark(format_args!(
             "{} page {} of {} has a wrong checksum",

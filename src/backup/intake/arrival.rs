@@ -5,7 +5,7 @@
 
 use std::{io::Read, mem, os::unix::fs::FileExt, path::PathBuf};
 
-use super::{Intake, SMALL, Taking, spool::Spool, unreadable};
+use super::{Intake, SMALL, Taking, changed::changed_file, spool::Spool, unreadable};
 use crate::{
     backup::{
         changes,
@@ -15,14 +15,14 @@ use crate::{
     },
     error::{Error, Result},
     postgres::{
-        backup_label::BACKUP_LABEL,
+        backup_label::{BACKUP_LABEL, BackupLabel},
         backup_manifest::ManifestFile,
         control::CONTROL_FILE,
         datadir::FileKind,
         page::{Verdict, verify_page},
     },
     progress::Unwatched,
-    repository::{Hashed, Layer, LayerBlocks},
+    repository::{File, Hashed, Layer, LayerBlocks},
     seal::{Blake3, BlockHash, BlockMap, blake3},
 };
 
@@ -111,20 +111,28 @@ impl Judge {
 impl Taking {
     /// Stores a file, or finds that it is stored already.
     pub(super) fn file(&mut self, file: &mut Arriving<'_>) -> Result<()> {
-        if !self.is_stored(&file.path) {
+        let changed = if self.intake.incremental { changed_file(&file.path) } else { None };
+        if !self.is_stored(changed.as_ref().unwrap_or(&file.path)) {
             return self.pass_over(file);
         }
-        let relation = matches!(FileKind::of(&file.path), FileKind::Relation(_));
-        let Stored { file, bad } = if relation && source::is_mapped(file.size, self.intake.block_size) {
-            self.in_blocks(file)?
-        } else if file.size <= SMALL {
-            self.small(file)?
-        } else {
-            self.whole(file, Sum::Content(Box::default(), 0))?
+        let Stored { file, bad } = match changed {
+            Some(path) => self.changed(path, file)?,
+            None => self.entire(file)?,
         };
         self.haul.files.push(file);
         self.haul.bad.extend(bad);
         Ok(())
+    }
+
+    fn entire(&mut self, file: &mut Arriving<'_>) -> Result<Stored> {
+        let relation = matches!(FileKind::of(&file.path), FileKind::Relation(_));
+        if relation && source::is_mapped(file.size, self.intake.block_size) {
+            self.in_blocks(file)
+        } else if file.size <= SMALL {
+            self.small(file)
+        } else {
+            self.whole(file, Sum::Content(Box::default(), 0))
+        }
     }
 
     /// A file that is left out is held against the server's manifest all the same.
@@ -144,7 +152,10 @@ impl Taking {
         self.intake.passed(file.size);
         match file.path.to_str() {
             Some(CONTROL_FILE) => self.control = Some(bytes.clone()),
-            Some(BACKUP_LABEL) => self.label = Some(bytes.clone()),
+            Some(BACKUP_LABEL) => {
+                self.label = Some(bytes.clone());
+                bytes = self.own_label(bytes, file)?;
+            }
             _ => {}
         }
         let mut judge = Judge::new(self.pages_of(&file.path));
@@ -166,12 +177,28 @@ impl Taking {
     /// A relation's file that gets a map.
     fn in_blocks(&mut self, file: &mut Arriving<'_>) -> Result<Stored> {
         let known = self.intake.ancestor.as_ref().and_then(|ancestor| ancestor.file(&file.path));
-        if known.is_some_and(|known| known.hashed == Hashed::Blocks)
+        // One with so many layers that the server was not asked for its changes: this ends that.
+        let too_many = |known: &File| known.layers.len() > 1 && !changes::takes_a_layer(known, self.intake.block_size);
+        let settled = |known: &File| self.intake.incremental && too_many(known);
+        if known.is_some_and(|known| known.hashed == Hashed::Blocks && !settled(known))
             && let Some(spool) = self.spool_for(file.size)
         {
             return self.compared(file, spool);
         }
         self.whole(file, Sum::Blocks(BlockMap::default(), self.intake.block_size as usize))
+    }
+
+    /// A label without what makes PostgreSQL refuse the directory of an incremental backup: what is stored is complete.
+    fn own_label(&mut self, bytes: Vec<u8>, file: &mut Arriving<'_>) -> Result<Vec<u8>> {
+        let label = BackupLabel::parse(&String::from_utf8_lossy(&bytes))?;
+        if label.incremental_from.is_none() {
+            return Ok(bytes);
+        }
+        self.as_sent.push(ManifestFile { path: file.path.clone(), size: file.size, crc32c: crc32c::crc32c(&bytes) });
+        self.merged += 1;
+        let own = BackupLabel { incremental_from: None, ..label }.to_string().into_bytes();
+        file.size = own.len() as u64;
+        Ok(own)
     }
 
     /// Stores the file while it comes.

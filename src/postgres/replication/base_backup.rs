@@ -7,9 +7,11 @@
 use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf, time::Duration};
 
 use bytes::{Buf, Bytes};
+use postgres_protocol::message::frontend;
+use tokio::sync::mpsc::Receiver;
 
 use super::{
-    Replication, garbled,
+    QUICK, Replication, garbled,
     message::{self, Message},
     refusal, text, unexpected, within,
 };
@@ -30,6 +32,8 @@ const CORRUPTED: &str = "XX001";
 pub struct Options {
     /// What `backup_label` will say.
     pub label: String,
+    /// Only what changed since the backup whose manifest was uploaded (17 on).
+    pub incremental: bool,
     /// The most bytes a second to send. The server knows 32 kB to 1 GB; it is given the nearest, and above that none.
     pub rate_limit: Option<u64>,
 }
@@ -42,9 +46,10 @@ impl Options {
         let rate = |comma: &str| rate.map_or_else(String::new, |rate| format!("{comma} MAX_RATE {rate}"));
         if version_number >= 150_000 {
             // WAIT: whether the server itself waits for its archiving; we look into the archive instead.
+            let incremental = if self.incremental { ", INCREMENTAL" } else { "" };
             format!(
                 "BASE_BACKUP (LABEL '{label}', PROGRESS, CHECKPOINT 'fast', WAIT false, \
-                 MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C'{})",
+                 MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C'{incremental}{})",
                 rate(",")
             )
         } else {
@@ -97,6 +102,15 @@ pub struct Ended {
     pub damaged: bool,
 }
 
+/// A base backup that has started: the server will send it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// Where the backup starts.
+    pub start: Position,
+    /// What will come, in this order.
+    pub archives: Vec<Archive>,
+}
+
 /// A base backup that the server is sending.
 #[derive(Debug)]
 pub struct BaseBackup<'a> {
@@ -123,6 +137,12 @@ enum State {
 impl Replication {
     /// Starts a base backup. It comes back when the server has made its checkpoint.
     pub async fn base_backup(&mut self, options: &Options) -> Result<BaseBackup<'_>> {
+        let Started { start, archives } = self.start_base_backup(options).await?;
+        Ok(self.receive_base_backup(start, archives))
+    }
+
+    /// The first half of it.
+    pub async fn start_base_backup(&mut self, options: &Options) -> Result<Started> {
         self.send(&options.command(self.version_number)).await?;
         let start = self.position(None).await?;
         let mut archives = Vec::new();
@@ -132,7 +152,44 @@ impl Replication {
         if archives.last().is_none_or(|last| last.tablespace.is_some()) {
             return Err(garbled());
         }
-        Ok(BaseBackup { connection: self, start, archives, state: State::Between(0) })
+        Ok(Started { start, archives })
+    }
+
+    /// The second half, of what [`Replication::start_base_backup`] gave.
+    pub fn receive_base_backup(&mut self, start: Position, archives: Vec<Archive>) -> BaseBackup<'_> {
+        BaseBackup { connection: self, start, archives, state: State::Between(0) }
+    }
+
+    /// `UPLOAD_MANIFEST` (17 on): tells the server which backup an incremental one builds on. The manifest comes in
+    /// pieces (`src/backend/backup/basebackup_incremental.c`).
+    pub async fn upload_manifest(&mut self, mut manifest: Receiver<Bytes>) -> Result<()> {
+        self.send("UPLOAD_MANIFEST").await?;
+        match within(Some(QUICK), self.next()).await? {
+            Message::CopyIn => {}
+            Message::Error(said) => return Err(self.fail(said).await),
+            _ => return Err(unexpected("in place of a wish for a manifest")),
+        }
+        while let Some(piece) = manifest.recv().await {
+            let sent = self.wire.send(|out| {
+                frontend::CopyData::new(piece)?.write(out);
+                Ok(())
+            });
+            within(Some(SILENCE), sent).await?;
+        }
+        self.wire
+            .send(|out| {
+                frontend::copy_done(out);
+                Ok(())
+            })
+            .await?;
+        loop {
+            match within(Some(SILENCE), self.next()).await? {
+                Message::Complete => {}
+                Message::Ready => return Ok(()),
+                Message::Error(said) => return Err(self.fail(said).await),
+                _ => return Err(unexpected("in answer to a manifest")),
+            }
+        }
     }
 
     /// The rows of the next result set.
@@ -270,17 +327,19 @@ mod tests {
 
     #[test]
     fn each_version_is_asked_in_its_own_words() {
-        let options = |rate| Options { label: "it's".to_owned(), rate_limit: rate };
+        let options = |rate| Options { label: "it's".to_owned(), incremental: false, rate_limit: rate };
         let new = options(Some(10 << 20)).command(180_001);
         assert!(new.starts_with("BASE_BACKUP (LABEL 'it''s', ") && new.ends_with(", MAX_RATE 10240)"), "{new}");
         let old = options(Some(10 << 20)).command(140_010);
         assert!(old.starts_with("BASE_BACKUP LABEL 'it''s' ") && old.ends_with(" MAX_RATE 10240"), "{old}");
         assert!(!old.contains('(') && !old.contains(','));
+        let changes = Options { incremental: true, ..options(None) }.command(170_000);
+        assert!(changes.ends_with(", INCREMENTAL)"), "{changes}");
     }
 
     #[test]
     fn the_server_is_given_only_rates_that_it_takes() {
-        let command = |rate| Options { label: String::new(), rate_limit: rate }.command(170_000);
+        let command = |rate| Options { label: String::new(), incremental: false, rate_limit: rate }.command(170_000);
         assert!(command(Some(1)).contains("MAX_RATE 32)"));
         assert!(command(Some(1 << 30)).contains("MAX_RATE 1048576)"));
         assert!(!command(Some(2 << 30)).contains("MAX_RATE"));

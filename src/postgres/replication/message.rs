@@ -27,6 +27,8 @@ pub(super) enum Message {
     Row(Vec<Option<Bytes>>),
     /// A command, or one of its parts, is complete.
     Complete,
+    /// The server waits for data.
+    CopyIn,
     /// The server will send data.
     CopyOut,
     /// A piece of it.
@@ -126,6 +128,7 @@ impl Message {
             b'T' => Self::Columns,
             b'D' => Self::Row(row(body)?),
             b'C' | b'I' => Self::Complete,
+            b'G' => Self::CopyIn,
             b'H' => Self::CopyOut,
             b'd' => Self::CopyData(body),
             b'c' => Self::CopyDone,

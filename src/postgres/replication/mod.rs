@@ -131,6 +131,13 @@ impl Replication {
         self.canceller.clone()
     }
 
+    /// Whether the server waits for the next command: after an error it means that it refused that one, and nothing
+    /// more.
+    #[must_use]
+    pub fn is_free(&self) -> bool {
+        !self.busy
+    }
+
     /// Ends the command that this connection is in the middle of, if there is one, and reads on until the server has
     /// ended it: were the connection closed at once, the server could notice that first, and log a lost client. An
     /// error when it takes longer than some seconds.

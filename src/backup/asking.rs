@@ -1,0 +1,170 @@
+//! What a server is asked to send: what changed since the newest backup, where it can tell that (17 on, with
+//! `summarize_wal = on`), else everything.
+//!
+//! The server knows from its summaries of the WAL which blocks were changed since the ancestor began; it is told when
+//! that was by a `backup_manifest` that is made from the ancestor's. Only files with a map of their blocks are named in
+//! it: whatever it does not name the server sends entire. Every doubt, the server's or ours, ends in everything.
+
+use std::{
+    io::{self, BufWriter, Write},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use tokio::sync::mpsc::{self, Sender};
+
+use super::{
+    ancestor::{self, Ancestor},
+    changes,
+    request::{BackupRequest, Surroundings},
+};
+use crate::{
+    error::{Error, Result},
+    postgres::{
+        TimelineHistory, TimelineId,
+        backup_manifest::{ManifestWriter, WalRange},
+        replication::{
+            Facts, Replication,
+            base_backup::{Options, Started},
+        },
+    },
+    repository::{BackupDocument, BackupId, File, Hashed, System, join},
+};
+
+/// Bytes of a manifest that are sent at a time, and how many of these wait.
+const PIECE: usize = 64 << 10;
+const WAITING: usize = 8;
+
+/// A base backup that the server has started.
+pub struct Asked {
+    /// What it said.
+    pub started: Started,
+    /// What to compare with.
+    pub ancestor: Option<Arc<Ancestor>>,
+    /// Whether it sends of the ancestor's files only what changed.
+    pub incremental: bool,
+    /// Why it does not, where it was meant to.
+    pub refused: Option<String>,
+}
+
+/// Whom to ask, and for what.
+pub struct Asking<'a> {
+    /// The system.
+    pub system: &'a System,
+    /// What the user wants.
+    pub request: &'a BackupRequest,
+    /// Who watches.
+    pub around: &'a Surroundings,
+    /// What the server says of itself.
+    pub facts: &'a Facts,
+    /// The new backup.
+    pub id: BackupId,
+}
+
+impl Asking<'_> {
+    /// Asks, and waits for the checkpoint.
+    pub async fn ask(&self, connection: &mut Replication) -> Result<Asked> {
+        self.around.progress.start("reading the last backup", None);
+        let history = self.history(connection).await?;
+        let block_size = self.facts.block_size;
+        let mut refused = None;
+        if self.facts.version.0 >= 17 && connection.show("summarize_wal").await? == "on" {
+            let base = ancestor::find_backup(self.system, &history, block_size).await?.map(Arc::new);
+            if let Some(base) = base.filter(|base| named(base, block_size).next().is_some()) {
+                match self.ask_changes(connection, &base).await {
+                    Ok(started) => return Ok(Asked { started, ancestor: Some(base), incremental: true, refused }),
+                    Err(error) if connection.is_free() => refused = Some(error.to_string()),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        let ancestor = ancestor::find(self.system, &history, None, block_size).await?.map(Arc::new);
+        self.ask_all(connection, ancestor, refused).await
+    }
+
+    /// Asks for everything.
+    pub async fn ask_all(
+        &self,
+        connection: &mut Replication,
+        ancestor: Option<Arc<Ancestor>>,
+        refused: Option<String>,
+    ) -> Result<Asked> {
+        let started = self.start(connection, false).await?;
+        Ok(Asked { started, ancestor, incremental: false, refused })
+    }
+
+    async fn start(&self, connection: &mut Replication, incremental: bool) -> Result<Started> {
+        self.around.progress.start("waiting for the checkpoint", None);
+        let label = self.request.label_for(self.id);
+        let options = Options { label, incremental, rate_limit: self.request.rate_limit };
+        connection.start_base_backup(&options).await.map_err(|e| e.context("start a base backup"))
+    }
+
+    async fn history(&self, connection: &mut Replication) -> Result<TimelineHistory> {
+        let timeline = self.facts.identity.timeline;
+        if timeline == TimelineId::FIRST {
+            return Ok(TimelineHistory::root(timeline));
+        }
+        let bytes = connection.timeline_history(timeline).await?;
+        TimelineHistory::parse(timeline, &String::from_utf8_lossy(&bytes))
+    }
+
+    async fn ask_changes(&self, connection: &mut Replication, ancestor: &Arc<Ancestor>) -> Result<Started> {
+        let base = ancestor.base().ok_or_else(|| Error::internal("an ancestor without a backup"))?;
+        // pg_checksums writes every page, and no WAL.
+        if base.data_checksums != self.facts.data_checksums {
+            return Err(Error::failed(format!("page checksums were switched after backup {}", base.id)));
+        }
+        self.upload(connection, ancestor, base)
+            .await
+            .map_err(|e| e.context(format_args!("tell of backup {}", base.id)))?;
+        self.start(connection, true).await
+    }
+
+    /// Makes the manifest while it is sent.
+    async fn upload(
+        &self,
+        connection: &mut Replication,
+        ancestor: &Arc<Ancestor>,
+        base: &BackupDocument,
+    ) -> Result<()> {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let wal = WalRange { timeline: base.timeline, start: base.start_lsn, end: base.stop_lsn };
+        let Facts { version, identity, block_size, .. } = *self.facts;
+        let ancestor = ancestor.clone();
+        let writing = tokio::task::spawn_blocking(move || {
+            let to = BufWriter::with_capacity(PIECE, Pieces(sender));
+            let mut manifest = ManifestWriter::new(to, version, identity.system)?;
+            for file in named(&ancestor, block_size) {
+                manifest.file(&file.path, file.size, file.mtime, file.crc32c)?;
+            }
+            manifest.finish(&[wal]).map(drop)
+        });
+        let uploaded = connection.upload_manifest(receiver).await;
+        let written = join(writing.await).flatten();
+        uploaded.and(written)
+    }
+}
+
+/// The files of which changes alone may come: with a map of every layer, and not so many layers that they are to be
+/// stored whole again.
+fn named(ancestor: &Ancestor, block_size: u32) -> impl Iterator<Item = &File> {
+    ancestor.files().filter(move |file| {
+        let mapped = file.hashed == Hashed::Blocks && file.layers.iter().all(|layer| layer.map.is_some());
+        mapped && changes::takes_a_layer(file, block_size)
+    })
+}
+
+/// Hands on what is written.
+struct Pieces(Sender<Bytes>);
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let sent = self.0.blocking_send(Bytes::copy_from_slice(bytes));
+        sent.map(|()| bytes.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
