@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`error`], [`clock`] | the one error type; time and randomness as they come in. Everyone may use them |
 //! | [`human`], [`progress`], [`interrupt`] | sizes and times in words; how work tells how far it is; how it hears the wish to stop |
+//! | [`pace`] | how fast long work goes, and what room it leaves the server |
 //! | [`config`] | walden.toml, the environment, flags: one typed value in which every error names file, key and mend |
 //! | [`cli`] | arguments in, calls down, words and tables out. No logic |
 //! | [`demo`] | the show: a table is dropped by mistake, and comes back |
@@ -36,6 +37,7 @@ pub mod demo;
 pub mod error;
 pub mod human;
 pub mod interrupt;
+pub mod pace;
 pub mod plan;
 pub mod postgres;
 pub mod progress;

@@ -257,6 +257,17 @@ fn where_the_server_cannot_tell_everything_comes_and_it_is_said_once() {
     });
 }
 
+#[test]
+fn whatever_happens_in_between_summaries_of_the_log_tell_it() {
+    // With checksums a hint bit is logged like a change, so that each block is the server's to the last bit.
+    for_each_that_summarizes(|installation| {
+        let p = Protected::new(installation, Place::Directory, |b| {
+            b.checksums(true).setting("autovacuum", "off").setting("summarize_wal", "on")
+        });
+        whatever_happens(&p, &[LOCAL]);
+    });
+}
+
 /// Backups by these ways in turn.
 fn whatever_happens(p: &Protected, ways: &[Way]) {
     let installation = p.cluster.installation();

@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use super::origin;
 use crate::{
     error::Result,
-    postgres::TimelineHistory,
+    postgres::{Lsn, TimelineHistory, TimelineId},
     repository::{
         BackupDocument, BackupId, BadPage, File, Hashed, IntentDocument, LayerMaps, Origin, Overlaid, Part, System,
         overlay,
@@ -35,11 +35,33 @@ pub struct Ancestor {
     base: Option<BackupDocument>,
     /// Where its files were read, of each reading that was on this host.
     origins: Vec<Origin>,
-    /// With the number of the reading that each is from.
-    files: HashMap<PathBuf, (Option<usize>, File)>,
+    files: HashMap<PathBuf, Known>,
+    since: Option<Since>,
     parts: HashMap<(BackupId, u32), Part>,
     bad: HashMap<String, Vec<u32>>,
     maps: LayerMaps,
+}
+
+/// A file that is known.
+struct Known {
+    file: File,
+    /// The number of the reading that it is from.
+    reading: Option<usize>,
+    /// Whether the backup has it so, and no attempt.
+    of_backup: bool,
+}
+
+/// From where on the log tells what has changed in the backup's files.
+#[derive(Clone, Copy, Debug)]
+pub struct Since {
+    /// The timeline it was taken on.
+    pub timeline: TimelineId,
+    /// Where its replay starts.
+    pub start: Lsn,
+    /// Where it is consistent: no page of it is younger.
+    pub stop: Lsn,
+    /// Whether pages had checksums.
+    pub data_checksums: bool,
 }
 
 impl std::fmt::Debug for Ancestor {
@@ -103,6 +125,7 @@ impl Ancestor {
             base: None,
             origins: Vec::new(),
             files: HashMap::new(),
+            since: None,
             parts: HashMap::new(),
             bad: HashMap::new(),
             maps: LayerMaps::new(system.clone()),
@@ -125,7 +148,9 @@ impl Ancestor {
         }
         let origin = manifest.origin.filter(|origin| here.is_some_and(|here| origin.host == here.host));
         let origin = origin.map(|origin| self.reading(origin));
-        self.take(origin, manifest.files, &document.bad_pages);
+        self.take(origin, true, manifest.files, &document.bad_pages);
+        let BackupDocument { timeline, start_lsn: start, stop_lsn: stop, data_checksums, .. } = *document;
+        self.since = Some(Since { timeline, start, stop, data_checksums });
         Ok(())
     }
 
@@ -151,7 +176,7 @@ impl Ancestor {
         drop(found);
         for (part, files, bad) in indexes {
             self.parts.insert((part.backup, part.number), part);
-            self.take(origin, files, &bad);
+            self.take(origin, false, files, &bad);
         }
         Ok(())
     }
@@ -162,13 +187,13 @@ impl Ancestor {
     }
 
     /// Takes in files whose parts are all there, in place of what was known of them.
-    fn take(&mut self, origin: Option<usize>, files: Vec<File>, bad_pages: &[BadPage]) {
+    fn take(&mut self, reading: Option<usize>, of_backup: bool, files: Vec<File>, bad_pages: &[BadPage]) {
         for file in files {
             if file.layers.iter().all(|l| self.parts.contains_key(&(l.backup, l.part))) {
                 if let Some(path) = file.path.to_str() {
                     self.bad.remove(path);
                 }
-                self.files.insert(file.path.clone(), (origin, file));
+                self.files.insert(file.path.clone(), Known { file, reading, of_backup });
             }
         }
         for page in bad_pages {
@@ -189,12 +214,22 @@ impl Ancestor {
 
     /// All files.
     pub fn files(&self) -> impl Iterator<Item = &File> {
-        self.files.values().map(|(_, file)| file)
+        self.files.values().map(|known| &known.file)
     }
 
     /// The file of that path.
     pub fn file(&self, path: &Path) -> Option<&File> {
-        self.files.get(path).map(|(_, file)| file)
+        self.files.get(path).map(|known| &known.file)
+    }
+
+    /// The file of that path, when the backup has it so: what the log tells since its start holds for it.
+    pub fn file_of_backup(&self, path: &Path) -> Option<&File> {
+        self.files.get(path).filter(|known| known.of_backup).map(|known| &known.file)
+    }
+
+    /// From where on the log tells what has changed; `None` where all that is known comes from attempts.
+    pub fn since(&self) -> Option<&Since> {
+        self.since.as_ref()
     }
 
     /// The pages of that file that were wrong then.
@@ -204,7 +239,7 @@ impl Ancestor {
 
     /// The file of that path, when the file system proves that it is still the same.
     pub fn unchanged(&self, path: &Path, now: &Metadata) -> Option<&File> {
-        let (reading, file) = self.files.get(path)?;
+        let Known { reading, file, .. } = self.files.get(path)?;
         let (then, stat) = (file.stat?, origin::stat(now));
         let device = self.origins.get((*reading)?)?.file_systems.iter().find(|f| f.device == stat.device)?;
         let same = then == stat && file.size == now.len() && file.mtime == origin::mtime(now);

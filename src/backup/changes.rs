@@ -4,6 +4,11 @@
 //! The blocks that differ are read a second time, and stored and hashed from that reading: what the map says of a
 //! block is always of the bytes that were stored. A block that changes after the first reading is one that the server
 //! changed after the backup had begun, so that the replay of its WAL mends it.
+//!
+//! Where WAL summaries name the blocks that can differ, the others are not read: their hashes are the ancestor's, and so
+//! are the bytes that a restore yields.
+
+use rustix::fs::Advice;
 
 use super::source::{CHUNK, Found, Into, Opened, Reading, Stored, Watch, read_up_to};
 use crate::{
@@ -16,14 +21,24 @@ use crate::{
 /// What a request costs, in bytes that could be read in its time.
 const REQUEST: u64 = 256 << 10;
 
-/// Stores a file of whole blocks.
-pub(super) fn store(opened: &Opened, block_size: u32, into: &mut Into<'_>, watch: Watch<'_>) -> Result<Stored> {
+/// Stores a file of whole blocks. `named` are those that can differ from the ancestor's, rising, where that is known.
+pub(super) fn store(
+    opened: &Opened,
+    block_size: u32,
+    named: Option<&[u32]>,
+    into: &mut Into<'_>,
+    watch: Watch<'_>,
+) -> Result<Stored> {
     let ancestor = into.ancestor.and_then(|a| Some((a, a.file(&opened.path)?)));
     let known = ancestor.and_then(|(a, file)| Some((a, file, a.blocks(file, &into.shelf.runtime)?)));
     let mut seen = 0;
     if let Some((ancestor, file, known)) = known {
         let most = most_changes(file, opened.size, block_size);
-        match compare(opened, block_size, &known, most, watch)? {
+        let compared = match named.filter(|named| named.len() <= most) {
+            Some(named) => Compared::Changed(compare_named(opened, block_size, &known, named, watch)?),
+            None => compare(opened, block_size, &known, most, watch)?,
+        };
+        match compared {
             Compared::Changed(blocks) => {
                 let old = ancestor.bad_pages(&opened.path);
                 let bad = old.iter().copied().filter(|block| blocks.binary_search(block).is_err()).collect();
@@ -80,6 +95,39 @@ fn compare(opened: &Opened, block_size: u32, known: &Overlaid, most: usize, watc
         }
     }
     Ok(Compared::Changed(changed))
+}
+
+/// Which of these blocks differ. Nothing else is read.
+fn compare_named(
+    opened: &Opened,
+    block_size: u32,
+    known: &Overlaid,
+    named: &[u32],
+    watch: Watch<'_>,
+) -> Result<Vec<u32>> {
+    // Advice that is not taken costs nothing.
+    let _ = rustix::fs::fadvise(&opened.from, 0, None, Advice::Random);
+    let size = block_size as usize;
+    let at_once = CHUNK.div_ceil(size);
+    let mut buffer = vec![0; at_once * size];
+    let (mut changed, mut left) = (Vec::new(), opened.size);
+    for neighbours in named.chunk_by(|one, next| one + 1 == *next).flat_map(|run| run.chunks(at_once)) {
+        watch.interrupt.check()?;
+        let chunk = &mut buffer[..neighbours.len() * size];
+        watch.throttle.pass(chunk.len() as u64);
+        let at = u64::from(neighbours[0]) * u64::from(block_size);
+        let filled = read_up_to(&opened.from, at, chunk).map_err(|e| Error::io("read", &opened.full, e))?;
+        chunk[filled..].fill(0);
+        for (number, block) in neighbours.iter().zip(chunk.chunks_exact(size)) {
+            if known.map.hashes().get(*number as usize) != Some(&BlockHash::of(block)) {
+                changed.push(*number);
+            }
+        }
+        watch.progress.advance(chunk.len() as u64);
+        left = left.saturating_sub(chunk.len() as u64);
+    }
+    watch.progress.advance(left);
+    Ok(changed)
 }
 
 struct Changes<'a> {

@@ -53,6 +53,8 @@ pub struct Taken {
     pub ancestor: Option<Arc<Ancestor>>,
     /// Its files from outside the data directory.
     pub extra: extra::Taken,
+    /// How many bytes were read of the data directory, when that was here.
+    pub read: Option<u64>,
 }
 
 /// The id of this second; when a backup has it already, of the next.
@@ -133,6 +135,7 @@ pub async fn finish(
         last_segment: last,
         size: content,
         files,
+        read: taken.read,
         stored: haul.parts.iter().map(|p| p.length).sum::<u64>()
             + length
             + catalogue.length

@@ -22,12 +22,12 @@ use super::{
     part::{Attributes, Parts},
     shelf::Shelf,
     source::{self, CHUNK, Pages},
-    throttle::Throttle,
     workers::Haul,
 };
 use crate::{
     error::{Error, Result},
     interrupt::Interrupt,
+    pace::Throttle,
     postgres::{
         ControlFile,
         backup_label::{BACKUP_LABEL, BackupLabel, TABLESPACE_MAP, TablespaceMap},

@@ -1,7 +1,10 @@
 //! The local way: reads the data directory of a running server in parallel, between `pg_backup_start` and
 //! `pg_backup_stop`.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use tokio::runtime::Handle;
 
@@ -13,11 +16,12 @@ use super::{
     part::{Attributes, Parts},
     request::{BackupOutcome, BackupRequest, Surroundings, check_archiving},
     source::{self, Pages},
-    throttle::Throttle,
+    summaries::{self, Changed},
     workers::{self, Haul, Job},
 };
 use crate::{
     error::{Error, Kind, Result},
+    pace::{Crew, Throttle},
     postgres::{
         ControlFile, Lsn, TimelineHistory, TimelineId,
         backup_label::BackupLabel,
@@ -82,12 +86,13 @@ impl Driver<'_> {
         self.around.progress.start("waiting for the checkpoint", None);
         let started = self.around.clock.now();
         let start = session.backup_start(&self.request.label_for(id), true).await?;
-        let walk = self.walk().await?;
+        let (walk, changed) = tokio::join!(self.walk(), self.changed(&session, ancestor.as_deref(), start));
+        let walk = walk?;
         self.around.progress.start("backing up", Some(walk.size()));
-        let job = Arc::new(self.job(id, start, &walk, ancestor.clone()));
+        let job = Arc::new(self.job(id, start, &walk, ancestor.clone(), changed));
         let level = self.request.level;
         let (haul, mut catalogue, extra, platform) = tokio::join!(
-            workers::run(job.clone(), self.request.parallel),
+            workers::run(job.clone()),
             catalogue::take(self.system, &self.request.conninfo, id, started, level),
             extra::take(self.system, self.request, self.around, &self.facts, self.pgdata, id),
             environment::of_process(self.pgdata),
@@ -114,6 +119,7 @@ impl Driver<'_> {
             origin: Some(origin),
             ancestor,
             extra,
+            read: Some(job.throttle.passed()),
         };
         let document = finish(self.system, self.request, self.around, taken).await?;
         Ok(BackupOutcome { document, skipped, unnamed, notes: Vec::new() })
@@ -164,6 +170,12 @@ impl Driver<'_> {
         Ok(ancestor::find(self.system, &history, Some(origin), self.control.block_size).await?.map(Arc::new))
     }
 
+    /// What WAL summaries tell of the time since the ancestor.
+    async fn changed(&self, session: &Session, ancestor: Option<&Ancestor>, start: Lsn) -> Option<Changed> {
+        let since = ancestor.and_then(Ancestor::since).filter(|_| self.request.wal_summaries)?;
+        summaries::changed(session, since, self.facts.timeline, start, self.control.has_checksums()).await
+    }
+
     async fn intend(&self, id: BackupId, origin: &Origin, ancestor: Option<&Ancestor>) -> Result<()> {
         let intent = IntentDocument {
             format: FORMAT,
@@ -183,16 +195,26 @@ impl Driver<'_> {
         Some(TimelineHistory::parse(timeline, &text))
     }
 
-    fn job(&self, backup: BackupId, start: Lsn, walk: &Walk, ancestor: Option<Arc<Ancestor>>) -> Job {
+    fn job(
+        &self,
+        backup: BackupId,
+        start: Lsn,
+        walk: &Walk,
+        ancestor: Option<Arc<Ancestor>>,
+        changed: Option<Changed>,
+    ) -> Job {
         let files = walk.files.iter().filter(|f| !workers::is_control(f)).cloned().collect();
         Job {
             parts: Arc::new(Parts::new(self.system.clone(), backup, self.request.level)),
             ancestor,
+            changed,
             block_size: self.control.block_size,
             root: self.pgdata.to_path_buf(),
             pages: self.control.has_checksums().then_some(Pages { size: self.control.block_size, first: 0, start }),
             relation_segment_blocks: self.control.relation_segment_blocks,
             throttle: Throttle::new(self.request.rate_limit),
+            crew: Crew::new(self.request.parallel),
+            done: AtomicU64::new(0),
             progress: self.around.progress.clone(),
             interrupt: self.around.interrupt.clone(),
             queue: workers::queue(files),

@@ -17,7 +17,7 @@ mod remote;
 mod request;
 mod shelf;
 mod source;
-mod throttle;
+mod summaries;
 mod workers;
 
 pub use request::{BackupOutcome, BackupRequest, Surroundings, Way, backup};

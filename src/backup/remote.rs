@@ -17,11 +17,11 @@ use super::{
     part::Parts,
     request::{BackupOutcome, BackupRequest, Surroundings, check_archiving},
     source::Pages,
-    throttle::Throttle,
 };
 use crate::{
     error::{Error, Result},
     interrupt::Interrupt,
+    pace::Throttle,
     postgres::replication::{
         Facts, Replication,
         base_backup::{Archive, BaseBackup, Ended, Piece, Started},
@@ -103,6 +103,7 @@ impl Driver<'_> {
             origin: None,
             ancestor: asked.ancestor,
             extra,
+            read: None,
         };
         let document = finish(self.system, self.request, self.around, taken).await?;
         let notes = asked.refused.map(|why| format!("the server sent everything, not what changed alone: {why}"));

@@ -26,12 +26,14 @@ pub struct BackupRequest {
     pub primary: Option<Conninfo>,
     /// The incarnation as the configuration has it.
     pub incarnation: u32,
-    /// How many files are read at a time, the local way.
+    /// How many files are read at a time at most, the local way.
     pub parallel: usize,
     /// zstd's level.
     pub level: i32,
     /// The most bytes to read in a second.
     pub rate_limit: Option<u64>,
+    /// Whether the server's WAL summaries may spare the reading of unchanged blocks, the local way.
+    pub wal_summaries: bool,
     /// Paths below the data directory to leave out.
     pub exclude: Vec<PathBuf>,
     /// Files, folders and patterns outside the data directory to save as well, all absolute.

@@ -20,11 +20,12 @@ use super::{
     changes, origin,
     part::{Attributes, PartWriter},
     shelf::Shelf,
-    throttle::Throttle,
+    summaries::Changed,
 };
 use crate::{
     error::{Error, Result},
     interrupt::Interrupt,
+    pace::Throttle,
     postgres::{
         Lsn,
         page::{self, Verdict},
@@ -73,8 +74,35 @@ pub struct Into<'a> {
     pub shelf: &'a mut Shelf,
     /// The backup that is compared with, if there is one.
     pub ancestor: Option<&'a Ancestor>,
-    /// The size of a block, when the file is a relation's.
-    pub block_size: Option<u32>,
+    /// What the log tells of the time since the backup that is compared with.
+    pub changed: Option<&'a Changed>,
+    /// How the file is divided, when it is a relation's.
+    pub relation: Option<Blocks>,
+}
+
+/// How a relation's file is divided.
+#[derive(Clone, Copy, Debug)]
+pub struct Blocks {
+    /// Bytes in a block.
+    pub size: u32,
+    /// The number, in the fork, of the file's first block.
+    pub first: u32,
+}
+
+impl Into<'_> {
+    /// The blocks that may differ from the ancestor's; `None` when that is any.
+    fn named(&self, opened: &Opened, Blocks { size, first }: Blocks) -> Option<Vec<u32>> {
+        let (ancestor, changed) = (self.ancestor?, self.changed?);
+        let file = ancestor.file_of_backup(&opened.path)?;
+        let count = |bytes: u64| u32::try_from(bytes / u64::from(size)).ok();
+        let now = count(opened.size)?;
+        let mut named = changed.blocks(&opened.path, first, count(file.size)?, now)?;
+        // What was wrong then may have been mended without a word in the log.
+        named.extend(ancestor.bad_pages(&opened.path).iter().filter(|block| **block < now));
+        named.sort_unstable();
+        named.dedup();
+        Some(named)
+    }
 }
 
 /// A file of the backup, with the pages that were wrong.
@@ -139,12 +167,16 @@ pub fn store(
         pages,
         is_changing: true,
     };
-    let in_blocks = into.block_size.filter(|block_size| is_mapped(opened.size, *block_size));
+    let in_blocks = into.relation.filter(|blocks| is_mapped(opened.size, blocks.size));
+    let named = in_blocks.and_then(|blocks| into.named(&opened, blocks));
     let stored = match in_blocks {
-        Some(block_size) => changes::store(&opened, block_size, &mut into, watch),
+        Some(blocks) => changes::store(&opened, blocks.size, named.as_deref(), &mut into, watch),
         None => whole(&opened, &mut into, watch),
     }?;
-    let _ = rustix::fs::fadvise(&opened.from, 0, None, Advice::DontNeed);
+    // Of what was hardly read the server's pages may stay in memory.
+    if named.is_none() {
+        let _ = rustix::fs::fadvise(&opened.from, 0, None, Advice::DontNeed);
+    }
     Ok(Some(stored))
 }
 

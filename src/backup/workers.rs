@@ -3,7 +3,10 @@
 use std::{
     collections::VecDeque,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tokio::runtime::Handle;
@@ -12,12 +15,13 @@ use super::{
     ancestor::Ancestor,
     part::Parts,
     shelf::Shelf,
-    source::{self, Into, Pages, Stored, Watch},
-    throttle::Throttle,
+    source::{self, Blocks, Into, Pages, Stored, Watch},
+    summaries::Changed,
 };
 use crate::{
     error::{Error, Result},
     interrupt::Interrupt,
+    pace::{Crew, Member, Throttle},
     postgres::datadir::{FileEntry, FileKind},
     progress::Progress,
     repository::{BadPage, File, Part, join},
@@ -30,6 +34,8 @@ pub struct Job {
     pub parts: Arc<Parts>,
     /// What to compare with.
     pub ancestor: Option<Arc<Ancestor>>,
+    /// What the log tells of the time since then.
+    pub changed: Option<Changed>,
     /// The size of a block.
     pub block_size: u32,
     /// The data directory.
@@ -40,6 +46,10 @@ pub struct Job {
     pub relation_segment_blocks: u32,
     /// How fast to read.
     pub throttle: Throttle,
+    /// How many threads work.
+    pub crew: Crew,
+    /// Files that are done.
+    pub done: AtomicU64,
     /// Who watches.
     pub progress: Arc<dyn Progress>,
     /// Who may ask to stop.
@@ -60,12 +70,13 @@ pub struct Haul {
 }
 
 impl Job {
-    fn pages_of(&self, entry: &FileEntry) -> Option<Pages> {
+    fn blocks_of(&self, entry: &FileEntry) -> Option<Blocks> {
         let FileKind::Relation(relation) = &entry.kind else { return None };
-        self.pages.map(|pages| Pages { first: relation.first_block(self.relation_segment_blocks), ..pages })
+        Some(Blocks { size: self.block_size, first: relation.first_block(self.relation_segment_blocks) })
     }
 
-    fn next(&self) -> Option<FileEntry> {
+    fn turn(&self, member: &Member<'_>) -> Option<FileEntry> {
+        member.turn();
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
@@ -74,31 +85,49 @@ impl Job {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    fn work(&self, runtime: &Handle) -> Result<Haul> {
+    /// How much is done: bytes that were read, and something for each file, be it read or not.
+    fn done(&self) -> u64 {
+        const FILE: u64 = 64 << 10;
+        self.throttle.passed() + self.done.load(Ordering::Relaxed) * FILE
+    }
+
+    fn work(&self, number: usize, runtime: &Handle) -> Result<Haul> {
+        let member = self.crew.member(number);
         let mut haul = Haul::default();
         let mut shelf = Shelf::new(self.parts.clone(), runtime.clone());
-        while let Some(entry) = self.next() {
-            let block_size = matches!(entry.kind, FileKind::Relation(_)).then_some(self.block_size);
-            let into = Into { shelf: &mut shelf, ancestor: self.ancestor.as_deref(), block_size };
+        while let Some(entry) = self.turn(&member) {
+            let relation = self.blocks_of(&entry);
+            let pages = self.pages.zip(relation).map(|(pages, blocks)| Pages { first: blocks.first, ..pages });
+            let (ancestor, changed) = (self.ancestor.as_deref(), self.changed.as_ref());
+            let into = Into { shelf: &mut shelf, ancestor, changed, relation };
             let watch = Watch { progress: &*self.progress, interrupt: &self.interrupt, throttle: &self.throttle };
-            let stored = source::store(&self.root, &entry.path, self.pages_of(&entry), into, watch)?;
+            let stored = source::store(&self.root, &entry.path, pages, into, watch)?;
             if let Some(Stored { file, bad }) = stored {
                 haul.files.push(file);
                 haul.bad.extend(bad);
             }
+            self.done.fetch_add(1, Ordering::Relaxed);
         }
         haul.parts = shelf.finish()?;
         Ok(haul)
     }
 }
 
-/// Stores every file of the job's queue on `threads` threads. The first error ends all of them.
-pub async fn run(job: Arc<Job>, threads: usize) -> Result<Haul> {
+/// Stores every file of the job's queue on the threads of its crew. The first error ends all of them.
+pub async fn run(job: Arc<Job>) -> Result<Haul> {
+    let led = job.clone();
+    let lead = tokio::spawn(async move { led.crew.lead(|| led.done()).await });
+    let done = gather(job).await;
+    lead.abort();
+    done
+}
+
+async fn gather(job: Arc<Job>) -> Result<Haul> {
     let runtime = Handle::current();
-    let workers: Vec<_> = (0..threads.max(1))
-        .map(|_| {
+    let workers: Vec<_> = (0..job.crew.most())
+        .map(|number| {
             let (job, runtime) = (job.clone(), runtime.clone());
-            tokio::task::spawn_blocking(move || job.work(&runtime).inspect_err(|_| job.abandon()))
+            tokio::task::spawn_blocking(move || job.work(number, &runtime).inspect_err(|_| job.abandon()))
         })
         .collect();
     let mut whole = Haul::default();

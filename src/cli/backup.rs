@@ -7,7 +7,7 @@ use crate::{
     backup::{self, BackupOutcome, BackupRequest, Surroundings, Way},
     config::Override,
     error::{Error, Result},
-    human,
+    human, pace,
 };
 
 /// The arguments.
@@ -31,14 +31,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
 
 /// Takes a backup.
 pub async fn take(args: &Args, context: &Context) -> Result<BackupOutcome> {
-    let rate_limit = args.rate_limit.clone().map(|value| Override {
-        flag: "--rate-limit",
-        table: "backup",
-        cluster: None,
-        name: "rate_limit",
-        value,
-    });
-    let config = context.load(rate_limit.as_slice())?;
+    let config = context.load(rate_limit("backup", args.rate_limit.as_ref()).as_slice())?;
     let (label, cluster) = (args.label.clone(), config.cluster(context.global.cluster.as_deref())?);
     if label.as_ref().is_some_and(|l| l.chars().any(char::is_control) || l.len() > 200) {
         return Err(Error::invalid("a label is one line of at most 200 bytes"));
@@ -55,10 +48,14 @@ pub async fn take(args: &Args, context: &Context) -> Result<BackupOutcome> {
         parallel: config.backup.parallel,
         level: config.backup.compression,
         rate_limit: config.backup.rate_limit,
+        wal_summaries: config.backup.wal_summaries,
         exclude: config.backup.exclude.iter().map(PathBuf::from).collect(),
         files: config.backup.files.clone(),
         archive_timeout: config.archive.timeout,
     };
+    for why in pace::lower(config.backup.nice, config.backup.io_priority) {
+        tracing::warn!("{why}");
+    }
     let around = Surroundings {
         clock: context.clock.clone(),
         random: context.random.clone(),
@@ -68,6 +65,12 @@ pub async fn take(args: &Args, context: &Context) -> Result<BackupOutcome> {
     let outcome = backup::backup(context.store().await?, &cluster.name, &request, &around).await;
     around.progress.finish();
     outcome
+}
+
+/// What `--rate-limit` sets in that table.
+pub fn rate_limit(table: &'static str, value: Option<&String>) -> Option<Override> {
+    let value = value?.clone();
+    Some(Override { flag: "--rate-limit", table, cluster: None, name: "rate_limit", value })
 }
 
 /// A backup host has no data directory.

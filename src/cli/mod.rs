@@ -12,6 +12,7 @@ mod completions;
 mod config;
 mod context;
 mod demo;
+mod events;
 pub mod exit;
 mod export;
 mod find;

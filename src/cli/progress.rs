@@ -1,5 +1,5 @@
 //! How progress looks: a bar on a terminal, a line every ten seconds elsewhere (cron mails it, systemd keeps it),
-//! nothing with `-q` or `--json`. Always on standard error.
+//! a line of JSON every second with `--json`, nothing with `-q`. Always on standard error.
 
 use std::{
     fmt,
@@ -13,7 +13,7 @@ use std::{
 
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
-use super::output::Output;
+use super::{events::Events, output::Output};
 use crate::{
     human,
     progress::{Progress, Unwatched},
@@ -49,8 +49,10 @@ impl Write for AboveTheBar {
 /// The progress that suits the flags and the terminal.
 #[must_use]
 pub fn for_output(output: &Output) -> Arc<dyn Progress> {
-    if output.quiet || output.json {
+    if output.quiet {
         Arc::new(Unwatched)
+    } else if output.json {
+        Arc::new(Events::default())
     } else if io::stderr().is_terminal() {
         Arc::new(Bar(SCREEN.add(ProgressBar::hidden())))
     } else {
@@ -106,6 +108,12 @@ impl Progress for Bar {
     }
 }
 
+/// How long the rest will take when it goes on as it went so far; not told of the first second.
+pub fn time_left(done: u64, total: u64, took: Duration) -> Option<Duration> {
+    let known = done > 0 && took >= Duration::from_secs(1);
+    known.then(|| took.mul_f64(total.saturating_sub(done) as f64 / done as f64))
+}
+
 /// Plain lines: one at the start of a stretch, one every [`EVERY`], one at its end.
 #[derive(Debug, Default)]
 struct Lines {
@@ -132,8 +140,10 @@ impl Stretch {
             0 => String::new(),
             seconds => format!(", {}/s", human::size(done / seconds)),
         };
+        let left = total.and_then(|total| time_left(done, total, took)).filter(|left| !left.is_zero());
+        let left = left.map(|left| format!(", {} left", human::duration(left))).unwrap_or_default();
         let of = total.map(|total| format!(" of {}", human::size(total))).unwrap_or_default();
-        format!("{label}: {}{of} in {}{speed}", human::size(done), human::duration(took))
+        format!("{label}: {}{of} in {}{speed}{left}", human::size(done), human::duration(took))
     }
 }
 
@@ -179,6 +189,17 @@ mod tests {
         let now = Instant::now();
         let stretch = Stretch { label: "backup".into(), total: Some(1 << 30), began: now, told: now };
         assert!(stretch.text(16 << 20).starts_with("backup: 16 MB of 1 GB in "), "{}", stretch.text(16 << 20));
+    }
+
+    #[test]
+    fn the_rest_goes_on_as_the_beginning() {
+        let seconds = Duration::from_secs;
+        assert_eq!(time_left(25, 100, seconds(10)), Some(seconds(30)));
+        assert_eq!(time_left(100, 100, seconds(10)), Some(seconds(0)));
+        // More than was thought.
+        assert_eq!(time_left(120, 100, seconds(10)), Some(seconds(0)));
+        assert_eq!(time_left(0, 100, seconds(10)), None);
+        assert_eq!(time_left(25, 100, Duration::from_millis(10)), None);
     }
 
     #[test]

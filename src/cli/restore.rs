@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::{
     Context, Output, Paint,
+    backup::rate_limit,
     exit::End,
     plan::{self, Wish},
     programs,
@@ -52,6 +53,9 @@ pub struct Args {
     /// Remove what is in the directory first
     #[arg(long)]
     force: bool,
+    /// The most bytes of files to fetch in a second, such as 50MB; the configuration's [restore] rate_limit otherwise
+    #[arg(long, value_name = "SIZE")]
+    rate_limit: Option<String>,
     /// Who is to own the files [default: the owner of the directory, or of the folder it is in]
     #[arg(long, value_name = "USER")]
     owner: Option<String>,
@@ -204,6 +208,8 @@ fn request(args: &Args, context: &Context) -> Result<RestoreRequest> {
             Error::invalid("a standby follows the archive, and stops nowhere").hint("use --to latest with --standby")
         );
     }
+    let limit = rate_limit("restore", args.rate_limit.as_ref());
+    let config = context.load(limit.as_slice())?.restore;
     let mut request = RestoreRequest {
         wish: restore::Wish {
             to: args.wish.to.trim().to_owned(),
@@ -232,7 +238,8 @@ fn request(args: &Args, context: &Context) -> Result<RestoreRequest> {
             ExtraFiles::InPlace => restore::ExtraFiles::InPlace,
             ExtraFiles::LeaveOut => restore::ExtraFiles::LeaveOut,
         },
-        parallel: context.config()?.restore.parallel,
+        parallel: config.parallel,
+        rate_limit: config.rate_limit,
     };
     request.resolve()?;
     Ok(request)

@@ -172,7 +172,7 @@ pub static KEYS: &[Key] = &[
         "parallel",
         Kind::Whole(1, 64),
         Processors,
-        "How many files are read and sealed at a time; a remote backup is one stream.",
+        "How many files are read and sealed at a time at most: it begins with one, and grows while that brings more and the server leaves processors free. A remote backup is one stream.",
     ),
     key(
         "backup",
@@ -180,6 +180,27 @@ pub static KEYS: &[Key] = &[
         Kind::Size,
         Nothing,
         "The most bytes a second to read from the data directory, or to ask of the server; `backup --rate-limit` is above it.",
+    ),
+    key(
+        "backup",
+        "nice",
+        Kind::Whole(0, 19),
+        Nothing,
+        "How nice a backup is to other programs that want a processor: 19 is the nicest. Where it cannot be had there is a warning.",
+    ),
+    key(
+        "backup",
+        "io_priority",
+        Kind::Choice(&["low", "idle"]),
+        Nothing,
+        "When a backup's reads and writes come: `low` is the last of those served by turns, `idle` when nobody else has any. Not every scheduler of the kernel minds it; it is set with `ionice`.",
+    ),
+    key(
+        "backup",
+        "wal_summaries",
+        Kind::Switch,
+        Is("true"),
+        "Where the server (17 and later, `summarize_wal = on`) keeps WAL summaries since the last backup, read only the blocks that they name; `false`: read every file that has changed.",
     ),
     key(
         "backup",
@@ -194,6 +215,13 @@ pub static KEYS: &[Key] = &[
         Kind::Paths,
         Nothing,
         "Files and folders outside the data directory to save with every local backup; `*`, `?` and `[a-z]` stand for parts of a name. The server's configuration files are saved without being named. Whoever may read the repository may read them.",
+    ),
+    key(
+        "restore",
+        "rate_limit",
+        Kind::Size,
+        Nothing,
+        "The most bytes of files a second to fetch, and to read when they are compared; `restore --rate-limit` is above it.",
     ),
     key("restore", "parallel", Kind::Whole(1, 64), Processors, "How many files are fetched and written at a time."),
     key(

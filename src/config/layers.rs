@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    pace::InputOutput,
     repository::ClusterName,
 };
 
@@ -93,11 +94,19 @@ impl Layers {
                 compression: backup.level("compression"),
                 parallel: backup.count("parallel"),
                 rate_limit: backup.size("rate_limit"),
+                nice: backup.optional("nice").and_then(|nice| i32::try_from(nice).ok()),
+                io_priority: match backup.text("io_priority").as_deref() {
+                    Some("low") => Some(InputOutput::Low),
+                    Some("idle") => Some(InputOutput::Idle),
+                    _ => None,
+                },
+                wal_summaries: backup.switch("wal_summaries"),
                 exclude: backup.list("exclude"),
                 files: backup.list("files"),
             },
             restore: RestoreConfig {
                 parallel: restore.count("parallel"),
+                rate_limit: restore.size("rate_limit"),
                 promote_despite_doubt: restore.switch("promote_despite_doubt"),
             },
             clusters: self.clusters.iter().map(|name| self.cluster(name)).collect(),
@@ -171,11 +180,15 @@ impl Table<'_> {
         matches!(self.value(name), Some(Value::Switch(true)))
     }
 
-    fn whole(&self, name: &'static str) -> u64 {
+    fn optional(&self, name: &'static str) -> Option<u64> {
         match self.value(name) {
-            Some(Value::Whole(number)) => *number,
-            _ => 1,
+            Some(Value::Whole(number)) => Some(*number),
+            _ => None,
         }
+    }
+
+    fn whole(&self, name: &'static str) -> u64 {
+        self.optional(name).unwrap_or(1)
     }
 
     fn count(&self, name: &'static str) -> usize {

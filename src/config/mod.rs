@@ -32,6 +32,7 @@ pub use self::{
 use self::{layers::Layers, value::Raw};
 use crate::{
     error::{Error, Result},
+    pace::InputOutput,
     repository::ClusterName,
 };
 
@@ -124,6 +125,12 @@ pub struct BackupConfig {
     pub parallel: usize,
     /// The most bytes a second to read.
     pub rate_limit: Option<u64>,
+    /// How nice it is to other programs.
+    pub nice: Option<i32>,
+    /// When its reads and writes come.
+    pub io_priority: Option<InputOutput>,
+    /// Whether WAL summaries may spare the reading of unchanged blocks.
+    pub wal_summaries: bool,
     /// What to leave out, relative to the data directory.
     pub exclude: Vec<String>,
     /// Files, folders and patterns outside the data directory to save as well.
@@ -135,6 +142,8 @@ pub struct BackupConfig {
 pub struct RestoreConfig {
     /// How many files are written at a time.
     pub parallel: usize,
+    /// The most bytes a second to fetch.
+    pub rate_limit: Option<u64>,
     /// Whether a standby that is being promoted may end recovery though a segment could not be read.
     pub promote_despite_doubt: bool,
 }

@@ -181,14 +181,19 @@ fn every_key_changes_the_configuration() {
     };
     let before = typed(None);
     for key in keys::KEYS {
+        let number;
         let sample = match key.kind {
             value::Kind::Paths => "/sample",
             value::Kind::Text | value::Kind::List | value::Kind::Connection => "sample",
             value::Kind::Url => "file:///other",
             value::Kind::Endpoint => "http://localhost:9000",
             value::Kind::Path => "/other",
+            value::Kind::Switch if matches!(key.default, keys::Fallback::Is("true")) => "false",
             value::Kind::Switch => "true",
-            value::Kind::Whole(..) => "57",
+            value::Kind::Whole(from, to) => {
+                number = 57.clamp(from, to).to_string();
+                &number
+            }
             value::Kind::Size => "57MB",
             value::Kind::Time => "57min",
             value::Kind::Choice(words) => words[words.len() - 1],

@@ -87,6 +87,26 @@ pub fn is_database_directory(directory: &Path) -> bool {
     }
 }
 
+/// The OIDs of `pg_default` and `pg_global` (`pg_tablespace_d.h`).
+const PG_DEFAULT: u32 = 1663;
+const PG_GLOBAL: u32 = 1664;
+
+/// Tablespace and database whose relations lie in a directory, by its path below PGDATA; shared relations are of
+/// database 0.
+#[must_use]
+pub fn database_of(directory: &Path) -> Option<(u32, u32)> {
+    if directory == Path::new("global") {
+        return Some((PG_GLOBAL, 0));
+    }
+    let database = || number(directory.file_name()?.to_str()?);
+    let mut names = directory.components().map(|c| c.as_os_str().to_str().unwrap_or_default());
+    match (is_database_directory(directory), names.next(), names.next()) {
+        (true, Some("base"), _) => Some((PG_DEFAULT, database()?)),
+        (true, Some("pg_tblspc"), Some(tablespace)) => Some((number(tablespace)?, database()?)),
+        _ => None,
+    }
+}
+
 /// A decimal number as PostgreSQL writes it: no sign, no leading zero, from 1 up.
 pub(crate) fn number(digits: &str) -> Option<u32> {
     let plain = digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0');
@@ -96,6 +116,15 @@ pub(crate) fn number(digits: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn knows_whose_relations_they_are() {
+        let of = |path: &str| database_of(Path::new(path));
+        assert_eq!(of("base/5"), Some((1663, 5)));
+        assert_eq!(of("global"), Some((1664, 0)));
+        assert_eq!(of("pg_tblspc/16390/PG_17_202406281/5"), Some((16390, 5)));
+        assert_eq!(["base", "base/pgsql_tmp", "pg_tblspc/16390/5", "pg_xact"].map(of), [None; 4]);
+    }
 
     #[test]
     fn reads_the_names_of_relation_files() {

@@ -5,6 +5,9 @@
 
 pub mod catalogue;
 pub mod environment;
+mod summaries;
+
+pub use summaries::SummaryRow;
 
 use std::{collections::HashMap, future::Future, path::PathBuf, str::FromStr, time::Duration};
 

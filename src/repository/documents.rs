@@ -120,6 +120,9 @@ pub struct BackupDocument {
     pub size: u64,
     /// How many files.
     pub files: u64,
+    /// Bytes that were read of its files, what was read again included; absent when a server has sent them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read: Option<u64>,
     /// Bytes that this backup added to the repository.
     pub stored: u64,
     /// Its own parts.

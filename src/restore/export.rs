@@ -114,7 +114,7 @@ impl<'a> Export<'a> {
             place.directory(&directory.path, 0o700)?;
         }
         let job = Arc::new(Job {
-            source: Source::new(system.clone(), manifest.clone()),
+            source: Source::new(system.clone(), manifest.clone(), None),
             manifest: manifest.clone(),
             place: Arc::new(place),
             parallel,

@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     error::{Error, Kind, Result},
+    pace::Throttle,
     repository::{BackupId, Layer, LayerBlocks, LayerMaps, Manifest, Part, System},
     seal::SeekTable,
     store::bridge::{self, BodyReader},
@@ -80,13 +81,15 @@ pub struct Source {
     /// Where each part stands in the manifest's list.
     parts: HashMap<PartName, usize>,
     maps: LayerMaps,
+    /// How fast: whoever reads the files that are there asks as well.
+    pub throttle: Throttle,
 }
 
 impl Source {
-    /// The parts that this manifest lists.
-    pub fn new(system: System, manifest: Arc<Manifest>) -> Self {
+    /// The parts that this manifest lists, of which `rate_limit` bytes of content are fetched in a second at most.
+    pub fn new(system: System, manifest: Arc<Manifest>, rate_limit: Option<u64>) -> Self {
         let parts = manifest.parts.iter().enumerate().map(|(at, part)| ((part.backup, part.number), at)).collect();
-        Self { maps: LayerMaps::new(system.clone()), system, manifest, parts }
+        Self { maps: LayerMaps::new(system.clone()), system, manifest, parts, throttle: Throttle::new(rate_limit) }
     }
 
     fn part(&self, name: PartName) -> Result<&Part> {
@@ -116,7 +119,7 @@ impl Source {
         }
         let body = BodyReader::new(download.body, runtime);
         let decoder = zstd::Decoder::new(body).map_err(|e| Error::internal("start the zstd decoder").source(e))?;
-        let mut from = Guarded { decoder, part };
+        let mut from = Guarded { decoder, part, throttle: &self.throttle };
         for piece in &run.pieces {
             let skip = piece.offset.checked_sub(at).ok_or_else(|| damaged("holds files that overlap"))?;
             copy(&mut from, skip, |_| Ok(()))?;
@@ -141,13 +144,16 @@ fn lost(part: &Part, what: &str) -> Error {
 struct Guarded<'a, R: io::BufRead> {
     decoder: zstd::Decoder<'static, R>,
     part: &'a Part,
+    throttle: &'a Throttle,
 }
 
 impl<R: io::BufRead> Read for Guarded<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.decoder
-            .read(buffer)
-            .map_err(|e| bridge::into_io(bridge::from_io(e, |e| lost(self.part, "cannot be decompressed").source(e))))
+        let read = self.decoder.read(buffer).map_err(|e| {
+            bridge::into_io(bridge::from_io(e, |e| lost(self.part, "cannot be decompressed").source(e)))
+        })?;
+        self.throttle.pass(read as u64);
+        Ok(read)
     }
 }
 

@@ -90,6 +90,7 @@ impl Job {
             match there.read(&mut buffer).map_err(failed)? {
                 0 => break,
                 count => {
+                    self.source.throttle.pass(count as u64);
                     proof.see(&buffer[..count]);
                     self.progress.advance(count as u64);
                 }
@@ -277,6 +278,7 @@ impl Job {
         while block < wanted.hashes().len() {
             self.interrupt.check()?;
             let bytes = &mut buffer[..((wanted.hashes().len() - block) * size).min(CHUNK.next_multiple_of(size))];
+            self.source.throttle.pass(bytes.len() as u64);
             from.read_exact(bytes).map_err(|e| Error::io("read", &self.place.whole(&file.path), e))?;
             for content in bytes.chunks_exact(size) {
                 let hash = BlockHash::of(content);

@@ -90,6 +90,9 @@ pub struct RestoreRequest {
     pub extra_files: ExtraFiles,
     /// How many parts are fetched at a time.
     pub parallel: usize,
+    /// The most bytes of files to fetch, or to read and compare, in a second.
+    #[serde(default)]
+    pub rate_limit: Option<u64>,
 }
 
 impl RestoreRequest {

@@ -85,7 +85,7 @@ impl Restore {
         }
         let place = Arc::new(self.place()?);
         let job = Arc::new(Job {
-            source: Source::new(self.system.clone(), self.manifest.clone()),
+            source: Source::new(self.system.clone(), self.manifest.clone(), self.request.rate_limit),
             manifest: self.manifest.clone(),
             place: place.clone(),
             parallel: self.request.parallel,

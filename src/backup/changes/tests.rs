@@ -15,11 +15,11 @@ use crate::{
         ancestor::{self, Ancestor},
         part::Parts,
         shelf::Shelf,
-        source::{self, Into, Watch},
-        throttle::Throttle,
+        source::{self, Blocks, Into, Watch},
     },
     clock::Random,
     interrupt::Interrupter,
+    pace::Throttle,
     postgres::{SegmentSize, TimelineHistory, TimelineId, Version, incremental::IncrementalHeader},
     progress::Unwatched,
     repository::{BackupId, FORMAT, File, Hashed, IntentDocument, LayerKind, Origin, System, SystemDocument},
@@ -107,7 +107,12 @@ impl Scene {
         self.runtime.block_on(self.system.intend(&intent)).unwrap();
         let parts = Arc::new(Parts::new(self.system.clone(), id, 1));
         let mut shelf = Shelf::new(parts, self.runtime.handle().clone());
-        let into = Into { shelf: &mut shelf, ancestor: ancestor.as_ref(), block_size: Some(BLOCK as u32) };
+        let into = Into {
+            shelf: &mut shelf,
+            ancestor: ancestor.as_ref(),
+            changed: None,
+            relation: Some(Blocks { size: BLOCK as u32, first: 0 }),
+        };
         let (interrupt, throttle) = (Interrupter::new().listen(), Throttle::new(None));
         let watch = Watch { progress: &Unwatched, interrupt: &interrupt, throttle: &throttle };
         let stored = source::store(self.folder.path(), Path::new("file"), None, into, watch).unwrap().unwrap();

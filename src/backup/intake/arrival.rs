@@ -11,9 +11,9 @@ use crate::{
         changes,
         part::Attributes,
         source::{self, Found, Into, Opened, Pages, Stored, Watch},
-        throttle::Throttle,
     },
     error::{Error, Result},
+    pace::Throttle,
     postgres::{
         backup_label::{BACKUP_LABEL, BackupLabel},
         backup_manifest::ManifestFile,
@@ -238,10 +238,10 @@ impl Taking {
         self.spool = Some(spool);
         let Taking { intake, shelf, .. } = self;
         let block_size = intake.block_size;
-        let mut into = Into { shelf, ancestor: intake.ancestor.as_deref(), block_size: Some(block_size) };
+        let mut into = Into { shelf, ancestor: intake.ancestor.as_deref(), changed: None, relation: None };
         // What arrives was counted, and held up, when it came.
         let watch = Watch { progress: &Unwatched, interrupt: &intake.interrupt, throttle: &Throttle::new(None) };
-        changes::store(&opened, block_size, &mut into, watch)
+        changes::store(&opened, block_size, None, &mut into, watch)
     }
 
     /// Room for so many bytes; without it files are stored whole.

@@ -77,7 +77,7 @@ impl Repository {
         let place = Place::open(&data, 0o700, None, &[], &owner).unwrap();
         place.directory(Path::new("base"), 0o700).unwrap();
         Arc::new(Job {
-            source: Source::new(self.system.clone(), manifest.clone()),
+            source: Source::new(self.system.clone(), manifest.clone(), None),
             manifest,
             place: Arc::new(place),
             parallel: 2,

@@ -1,7 +1,10 @@
-//! A limit on the bytes that are read in a second, shared by all threads.
+//! A limit on the bytes that pass in a second, shared by all threads, which counts them as well.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -9,6 +12,7 @@ use std::{
 #[derive(Debug)]
 pub struct Throttle {
     rate: Option<u64>,
+    passed: AtomicU64,
     /// When what has passed so far would be over at that rate.
     free_at: Mutex<Instant>,
 }
@@ -17,11 +21,18 @@ impl Throttle {
     /// At most `rate` bytes a second; without one there is no limit.
     #[must_use]
     pub fn new(rate: Option<u64>) -> Self {
-        Self { rate: rate.filter(|rate| *rate > 0), free_at: Mutex::new(Instant::now()) }
+        Self { rate: rate.filter(|rate| *rate > 0), passed: AtomicU64::new(0), free_at: Mutex::new(Instant::now()) }
+    }
+
+    /// The bytes that have passed.
+    #[must_use]
+    pub fn passed(&self) -> u64 {
+        self.passed.load(Ordering::Relaxed)
     }
 
     /// Waits until `bytes` may pass.
     pub fn pass(&self, bytes: u64) {
+        self.passed.fetch_add(bytes, Ordering::Relaxed);
         let Some(rate) = self.rate else { return };
         let wait = {
             let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
@@ -47,5 +58,6 @@ mod tests {
         }
         // The fifth waits for the four before it: 40 ms at the least, however slow the machine is.
         assert!(begun.elapsed() >= Duration::from_millis(40));
+        assert_eq!(throttle.passed(), 50_000);
     }
 }
