@@ -185,3 +185,48 @@ fn a_backup_without_its_wal_is_no_backup() {
     assert!(failed.stderr.contains("did not reach the archive"), "{failed}");
     assert!(p.walden(["list"]).ok().contains("no backup"));
 }
+
+/// The greatest memory that a run held, in bytes.
+fn peak(mut command: std::process::Command) -> u64 {
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut greatest = 0;
+    loop {
+        let ended = child.try_wait().unwrap();
+        // One that has ended has no memory any more.
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        if let Some(line) = text.lines().find(|line| line.starts_with("VmHWM:")) {
+            greatest = line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10;
+        }
+        if let Some(status) = ended {
+            assert!(status.success(), "{status}");
+            return greatest;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn many_files_take_little_memory() {
+    const FILES: u64 = 60_000;
+    // Of which some 20 are of parts that are being written, however many files there are.
+    const MOST: u64 = 44 << 20;
+    let p = Protected::new(any(), Place::Directory, |b| b);
+    // The second finds all files as the first has left them.
+    let runs = || [peak(p.command(["-q", "backup"])), peak(p.command(["-q", "backup"]))];
+    let few = runs();
+    for database in 0..FILES / 1000 {
+        let folder = p.cluster.pgdata().join(format!("base/{}", 50_000 + database));
+        fs::create_dir(&folder).unwrap();
+        p.scene.owner().own(&folder);
+        for number in 0..1000 {
+            let path = folder.join(format!("{}", 16_384 + number));
+            fs::write(&path, format!("{database} {number}")).unwrap();
+            p.scene.owner().own(&path);
+        }
+    }
+    let many = runs();
+    for (few, many) in few.into_iter().zip(many) {
+        assert!(many < few + MOST, "{} MiB with few files, {} MiB with many", few >> 20, many >> 20);
+    }
+}

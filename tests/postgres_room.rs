@@ -261,7 +261,7 @@ async fn back_up(cluster: &Cluster, scene: &Scene, to: &Path) -> (BackupStop, Wa
         own(&to.join(path));
         manifest.file(path, bytes.len() as u64, chrono::DateTime::UNIX_EPOCH, crc32c::crc32c(bytes)).unwrap();
     };
-    for file in found.files.iter().filter(|f| f.kind != FileKind::Control) {
+    for file in found.files.iter().filter(|f| f.kind() != FileKind::Control) {
         store(&file.path, &fs::read(cluster.pgdata().join(&file.path)).unwrap());
     }
     let (_, mut bytes) = ControlFile::read_with_bytes(cluster.pgdata()).unwrap();
@@ -420,7 +420,7 @@ fn bad_pages(pgdata: &Path) -> Vec<(PathBuf, usize)> {
     let control = ControlFile::read(pgdata).unwrap();
     let mut bad = Vec::new();
     for file in walk(pgdata, &Rules::of(&control)).unwrap().files {
-        let FileKind::Relation(relation) = file.kind else { continue };
+        let FileKind::Relation(relation) = file.kind() else { continue };
         let bytes = fs::read(pgdata.join(&file.path)).unwrap();
         for (i, page) in bytes.chunks(control.block_size as usize).enumerate() {
             let block = relation.first_block(control.relation_segment_blocks) + i as u32;

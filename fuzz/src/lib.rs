@@ -92,7 +92,7 @@ pub fn head(data: &[u8]) {
 /// The text of a manifest.
 pub fn manifest(data: &[u8]) {
     let Ok(read) = Manifest::read(data) else { return };
-    let paths = read.files.iter().map(|f| &f.path).chain(read.directories.iter().map(|d| &d.path));
+    let paths = read.files.paths().chain(read.directories.iter().map(|d| d.path.as_path()));
     for path in paths {
         assert!(path.is_relative() && !path.components().any(|c| c == Component::ParentDir), "{}", path.display());
     }

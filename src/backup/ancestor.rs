@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     fs::Metadata,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use futures_util::{StreamExt, stream};
@@ -19,13 +19,13 @@ use crate::{
     error::Result,
     postgres::{Lsn, TimelineHistory, TimelineId},
     repository::{
-        BackupDocument, BackupId, BadPage, File, Hashed, IntentDocument, LayerMaps, Origin, Overlaid, Part, System,
-        overlay,
+        BackupDocument, BackupId, BadPage, File, Files, Hashed, IntentDocument, LayerMaps, Origin, Overlaid, Part,
+        System, overlay,
     },
 };
 
 /// Indexes that are read at a time.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 8;
 
 /// A backup to compare with.
 pub struct Ancestor {
@@ -33,22 +33,28 @@ pub struct Ancestor {
     block_size: u32,
     /// The backup itself; `None` where there are attempts alone.
     base: Option<BackupDocument>,
-    /// Where its files were read, of each reading that was on this host.
-    origins: Vec<Origin>,
-    files: HashMap<PathBuf, Known>,
+    /// The newest last: what it knows of a file counts.
+    readings: Vec<Reading>,
     since: Option<Since>,
     parts: HashMap<(BackupId, u32), Part>,
     bad: HashMap<String, Vec<u32>>,
     maps: LayerMaps,
 }
 
-/// A file that is known.
-struct Known {
-    file: File,
-    /// The number of the reading that it is from.
-    reading: Option<usize>,
-    /// Whether the backup has it so, and no attempt.
+/// Files that were read at one time, in the order of their paths.
+struct Reading {
+    /// Where, when that was on this host.
+    origin: Option<Origin>,
+    /// Whether the backup has them so, and no attempt.
     of_backup: bool,
+    files: Files,
+}
+
+/// A file that has not changed: the number of a reading, and its own number there.
+#[derive(Clone, Copy, Debug)]
+pub struct Same {
+    reading: u32,
+    file: u32,
 }
 
 /// From where on the log tells what has changed in the backup's files.
@@ -66,7 +72,8 @@ pub struct Since {
 
 impl std::fmt::Debug for Ancestor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ancestor").field("files", &self.files.len()).finish_non_exhaustive()
+        let readings: Vec<_> = self.readings.iter().map(|reading| reading.files.len()).collect();
+        f.debug_struct("Ancestor").field("readings", &readings).finish_non_exhaustive()
     }
 }
 
@@ -85,7 +92,7 @@ pub async fn find(
             ancestor.attempt(attempt).await?;
         }
     }
-    Ok((!ancestor.files.is_empty()).then_some(ancestor))
+    Ok(ancestor.readings.iter().any(|reading| !reading.files.is_empty()).then_some(ancestor))
 }
 
 /// The newest backup that lies on `history`, and nothing of what came after.
@@ -123,8 +130,7 @@ impl Ancestor {
             system: system.clone(),
             block_size,
             base: None,
-            origins: Vec::new(),
-            files: HashMap::new(),
+            readings: Vec::new(),
             since: None,
             parts: HashMap::new(),
             bad: HashMap::new(),
@@ -147,8 +153,9 @@ impl Ancestor {
             }
         }
         let origin = manifest.origin.filter(|origin| here.is_some_and(|here| origin.host == here.host));
-        let origin = origin.map(|origin| self.reading(origin));
-        self.take(origin, true, manifest.files, &document.bad_pages);
+        let files = self.stored(manifest.files);
+        self.take_bad(&files, &document.bad_pages);
+        self.readings.push(Reading { origin, of_backup: true, files });
         let BackupDocument { timeline, start_lsn: start, stop_lsn: stop, data_checksums, .. } = *document;
         self.since = Some(Since { timeline, start, stop, data_checksums });
         Ok(())
@@ -157,43 +164,45 @@ impl Ancestor {
     /// Takes in what a backup had stored that never came to be.
     async fn attempt(&mut self, attempt: IntentDocument) -> Result<()> {
         let there = self.system.parts_there([attempt.id].into_iter()).await?;
-        let origin = attempt.origin.map(|origin| self.reading(origin));
-        let system = &self.system;
+        let system = self.system.clone();
+        let system = &system;
         let mut found =
             stream::iter(there)
                 .map(|((backup, number), length)| async move {
                     (number, system.unlisted_part(backup, number, length).await)
                 })
                 .buffer_unordered(AT_ONCE);
-        let mut indexes = Vec::new();
+        let mut all = Files::default();
         while let Some((number, read)) = found.next().await {
             match read {
-                Ok(Some((part, index))) => indexes.push((part, index.files, index.bad_pages)),
+                Ok(Some((part, index))) => {
+                    self.parts.insert((part.backup, part.number), part);
+                    let files = self.stored(index.files.into_iter().collect());
+                    self.take_bad(&files, &index.bad_pages);
+                    all.append(files);
+                }
                 Ok(None) => {}
                 Err(error) => tracing::warn!("part {number} of attempt {} is not used: {error}", attempt.id),
             }
         }
-        drop(found);
-        for (part, files, bad) in indexes {
-            self.parts.insert((part.backup, part.number), part);
-            self.take(origin, false, files, &bad);
-        }
+        all.sort();
+        self.readings.push(Reading { origin: attempt.origin, of_backup: false, files: all });
         Ok(())
     }
 
-    fn reading(&mut self, origin: Origin) -> usize {
-        self.origins.push(origin);
-        self.origins.len() - 1
+    /// Those of these files whose parts are all there.
+    fn stored(&self, mut files: Files) -> Files {
+        let is_stored = |file: File| file.layers.iter().all(|l| self.parts.contains_key(&(l.backup, l.part)));
+        let kept: Vec<bool> = files.iter().map(is_stored).collect();
+        files.retain(|number| kept[number]);
+        files
     }
 
-    /// Takes in files whose parts are all there, in place of what was known of them.
-    fn take(&mut self, reading: Option<usize>, of_backup: bool, files: Vec<File>, bad_pages: &[BadPage]) {
-        for file in files {
-            if file.layers.iter().all(|l| self.parts.contains_key(&(l.backup, l.part))) {
-                if let Some(path) = file.path.to_str() {
-                    self.bad.remove(path);
-                }
-                self.files.insert(file.path.clone(), Known { file, reading, of_backup });
+    /// Takes in the bad pages of these files, in place of what was known of them.
+    fn take_bad(&mut self, files: &Files, bad_pages: &[BadPage]) {
+        if !self.bad.is_empty() {
+            for path in files.paths().filter_map(Path::to_str) {
+                self.bad.remove(path);
             }
         }
         for page in bad_pages {
@@ -213,18 +222,31 @@ impl Ancestor {
     }
 
     /// All files.
-    pub fn files(&self) -> impl Iterator<Item = &File> {
-        self.files.values().map(|known| &known.file)
+    pub fn files(&self) -> impl Iterator<Item = File> {
+        let counts = |path: &Path, reading: usize| self.find(path).is_some_and(|same| same.reading as usize == reading);
+        let readings = self.readings.iter().enumerate();
+        readings.flat_map(move |(number, reading)| reading.files.iter().filter(move |file| counts(&file.path, number)))
+    }
+
+    fn find(&self, path: &Path) -> Option<Same> {
+        self.readings
+            .iter()
+            .enumerate()
+            .rev()
+            .find_map(|(number, reading)| Some(Same { reading: number as u32, file: reading.files.find(path)? as u32 }))
     }
 
     /// The file of that path.
-    pub fn file(&self, path: &Path) -> Option<&File> {
-        self.files.get(path).map(|known| &known.file)
+    pub fn file(&self, path: &Path) -> Option<File> {
+        let Same { reading, file } = self.find(path)?;
+        Some(self.readings[reading as usize].files.at(file as usize))
     }
 
     /// The file of that path, when the backup has it so: what the log tells since its start holds for it.
-    pub fn file_of_backup(&self, path: &Path) -> Option<&File> {
-        self.files.get(path).filter(|known| known.of_backup).map(|known| &known.file)
+    pub fn file_of_backup(&self, path: &Path) -> Option<File> {
+        let Same { reading, file } = self.find(path)?;
+        let Reading { of_backup, files, .. } = &self.readings[reading as usize];
+        of_backup.then(|| files.at(file as usize))
     }
 
     /// From where on the log tells what has changed; `None` where all that is known comes from attempts.
@@ -238,12 +260,26 @@ impl Ancestor {
     }
 
     /// The file of that path, when the file system proves that it is still the same.
-    pub fn unchanged(&self, path: &Path, now: &Metadata) -> Option<&File> {
-        let Known { reading, file, .. } = self.files.get(path)?;
+    pub fn unchanged(&self, path: &Path, now: &Metadata) -> Option<Same> {
+        let found = self.find(path)?;
+        let Reading { origin, files, .. } = &self.readings[found.reading as usize];
+        let file = files.at(found.file as usize);
         let (then, stat) = (file.stat?, origin::stat(now));
-        let device = self.origins.get((*reading)?)?.file_systems.iter().find(|f| f.device == stat.device)?;
+        let device = origin.as_ref()?.file_systems.iter().find(|f| f.device == stat.device)?;
         let same = then == stat && file.size == now.len() && file.mtime == origin::mtime(now);
-        (same && file.mtime < device.began && stat.ctime < device.began).then_some(file)
+        (same && file.mtime < device.began && stat.ctime < device.began).then_some(found)
+    }
+
+    /// Takes out the files that have not changed, and forgets the others.
+    pub fn take(&mut self, same: &[Same]) -> Files {
+        let mut all = Files::default();
+        for (number, mut reading) in std::mem::take(&mut self.readings).into_iter().enumerate() {
+            let mut wanted = vec![false; reading.files.len()];
+            same.iter().filter(|s| s.reading as usize == number).for_each(|s| wanted[s.file as usize] = true);
+            reading.files.retain(|file| wanted[file]);
+            all.append(reading.files);
+        }
+        all
     }
 
     /// The blocks of a file; `None` where no map of them was kept, or where it cannot be read. Not on a thread that
@@ -272,8 +308,8 @@ impl Ancestor {
     }
 
     /// Those of its parts that these files point into.
-    pub fn parts_of<'a>(&self, files: impl Iterator<Item = &'a File>) -> Vec<Part> {
-        let wanted: HashSet<_> = files.flat_map(|f| &f.layers).map(|l| (l.backup, l.part)).collect();
+    pub fn parts_of(&self, files: &Files) -> Vec<Part> {
+        let wanted: HashSet<_> = files.iter().flat_map(|f| f.layers).map(|l| (l.backup, l.part)).collect();
         let mut parts: Vec<Part> = wanted.iter().filter_map(|key| self.parts.get(key)).cloned().collect();
         parts.sort_by_key(|part| (part.backup, part.number));
         parts

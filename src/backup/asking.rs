@@ -148,7 +148,7 @@ impl Asking<'_> {
 
 /// The files of which changes alone may come: with a map of every layer, and not so many layers that they are to be
 /// stored whole again.
-fn named(ancestor: &Ancestor, block_size: u32) -> impl Iterator<Item = &File> {
+fn named(ancestor: &Ancestor, block_size: u32) -> impl Iterator<Item = File> {
     ancestor.files().filter(move |file| {
         let mapped = file.hashed == Hashed::Blocks && file.layers.iter().all(|layer| layer.map.is_some());
         mapped && changes::takes_a_layer(file, block_size)

@@ -30,10 +30,13 @@ pub(super) fn store(
     watch: Watch<'_>,
 ) -> Result<Stored> {
     let ancestor = into.ancestor.and_then(|a| Some((a, a.file(&opened.path)?)));
-    let known = ancestor.and_then(|(a, file)| Some((a, file, a.blocks(file, &into.shelf.runtime)?)));
+    let known = ancestor.and_then(|(a, file)| {
+        let known = a.blocks(&file, &into.shelf.runtime)?;
+        Some((a, file, known))
+    });
     let mut seen = 0;
     if let Some((ancestor, file, known)) = known {
-        let most = most_changes(file, opened.size, block_size);
+        let most = most_changes(&file, opened.size, block_size);
         let compared = match named.filter(|named| named.len() <= most) {
             Some(named) => Compared::Changed(compare_named(opened, block_size, &known, named, watch)?),
             None => compare(opened, block_size, &known, most, watch)?,
@@ -130,8 +133,8 @@ fn compare_named(
     Ok(changed)
 }
 
-struct Changes<'a> {
-    file: &'a File,
+struct Changes {
+    file: File,
     known: Overlaid,
     blocks: Vec<u32>,
     /// Pages that were wrong in the ancestor and have not changed.
@@ -139,17 +142,10 @@ struct Changes<'a> {
 }
 
 /// Stores the changed blocks on top of the ancestor's layers, of which those go that have no block left.
-fn layer(
-    opened: &Opened,
-    block_size: u32,
-    changes: Changes<'_>,
-    into: &mut Into<'_>,
-    watch: Watch<'_>,
-) -> Result<Stored> {
+fn layer(opened: &Opened, block_size: u32, changes: Changes, into: &mut Into<'_>, watch: Watch<'_>) -> Result<Stored> {
     let Changes { file, known, blocks, mut bad } = changes;
     if blocks.is_empty() && file.size == opened.size {
-        let found =
-            Found { blake3: file.blake3, hashed: Hashed::Blocks, crc32c: file.crc32c, layers: file.layers.clone() };
+        let found = Found { blake3: file.blake3, hashed: Hashed::Blocks, crc32c: file.crc32c, layers: file.layers };
         return Ok(opened.stored(found, &bad));
     }
     let count = (opened.size / u64::from(block_size)) as u32;

@@ -16,10 +16,7 @@ use chrono::DateTime;
 use rustix::fs::{Mode, OFlags};
 use tokio::runtime::Handle;
 
-use super::{
-    part::HashWriter,
-    request::{BackupRequest, Surroundings},
-};
+use super::request::{BackupRequest, Surroundings};
 use crate::{
     error::{Error, Result},
     interrupt::Interrupt,
@@ -28,7 +25,7 @@ use crate::{
         sql::{ServerFacts, Session},
     },
     repository::{BackupId, ExtraObject, ExtraWriter, LeftOut, Member, MemberKind, System, join},
-    seal::{Blake3, FrameWriter},
+    seal::{FrameWriter, HashWriter},
     store::{Put, bridge},
 };
 
@@ -138,8 +135,8 @@ impl Taking {
         }
         let (mut out, frames, _) = archive.finish().and_then(FrameWriter::finish).map_err(failed)?;
         out.write_all(&frames.to_bytes()).map_err(failed)?;
-        let (length, blake3) = (out.length, Blake3::from(&out.hasher));
-        match out.inner.finish()? {
+        let (blake3, length) = out.digest();
+        match out.into_inner().finish()? {
             Put::Created => Ok(Some(ExtraObject { number: 1, length, blake3, files: self.files, size: self.size })),
             Put::Exists => Err(Error::refused(format!("{key} is there already: another program wrote this backup"))),
         }

@@ -202,9 +202,9 @@ async fn roll_up(system: &System, around: &Surroundings) {
 }
 
 fn manifest(system: &System, taken: &mut Taken) -> Manifest {
-    taken.haul.files.sort_by(|a, b| a.path.cmp(&b.path));
+    taken.haul.files.sort();
     taken.haul.parts.sort_by_key(|p| p.number);
-    let mut parts = taken.ancestor.as_ref().map_or_else(Vec::new, |a| a.parts_of(taken.haul.files.iter()));
+    let mut parts = taken.ancestor.as_ref().map_or_else(Vec::new, |a| a.parts_of(&taken.haul.files));
     parts.extend(taken.haul.parts.iter().cloned());
     Manifest {
         format: FORMAT,

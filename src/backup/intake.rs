@@ -181,15 +181,15 @@ impl Taking {
 
     /// Holds the server's manifest against what was received: every file of it, no other, and each byte.
     fn prove(&mut self, pieces: &mut Pieces) -> Result<()> {
-        self.haul.files.sort_by(|a, b| a.path.cmp(&b.path));
+        self.haul.files.sort();
         self.as_sent.sort_by(|a, b| a.path.cmp(&b.path));
         let (files, as_sent) = (&self.haul.files, &self.as_sent);
         let received = |path: &Path| -> Option<(u64, u32)> {
             match as_sent.binary_search_by(|f| f.path.as_path().cmp(path)) {
                 Ok(at) => as_sent.get(at).map(|f| (f.size, f.crc32c)),
                 Err(_) => {
-                    let at = files.binary_search_by(|f| f.path.as_path().cmp(path)).ok()?;
-                    files.get(at).map(|f| (f.size, f.crc32c))
+                    let file = files.at(files.find(path)?);
+                    Some((file.size, file.crc32c))
                 }
             }
         };
@@ -217,12 +217,12 @@ impl Taking {
     fn map(&mut self) -> Result<()> {
         let outside = self.intake.archives.iter().filter(|a| a.location.is_absolute());
         let entries: Vec<_> = outside.filter_map(|a| Some((a.tablespace?, a.location.clone()))).collect();
-        let label = self.haul.files.iter().find(|f| f.path == Path::new(BACKUP_LABEL));
+        let label = self.haul.files.find(Path::new(BACKUP_LABEL)).map(|number| self.haul.files.at(number));
         let (Some(label), false) = (label, entries.is_empty()) else { return Ok(()) };
         let attributes = Attributes { mode: label.mode, mtime: label.mtime };
         let bytes = TablespaceMap { entries }.to_bytes();
         let file = source::store_bytes(Path::new(TABLESPACE_MAP), &bytes, attributes, self.shelf.part()?)?;
-        self.haul.files.push(file);
+        self.haul.files.push(&file);
         Ok(())
     }
 

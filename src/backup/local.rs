@@ -3,7 +3,7 @@
 
 use std::{
     path::Path,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, Mutex, atomic::AtomicU64},
 };
 
 use tokio::runtime::Handle;
@@ -14,6 +14,7 @@ use super::{
     finish::{Taken, finish, new_id, with_lease},
     origin,
     part::{Attributes, Parts},
+    queue::Queue,
     request::{BackupOutcome, BackupRequest, Surroundings, check_archiving},
     source::{self, Pages},
     summaries::{self, Changed},
@@ -26,7 +27,7 @@ use crate::{
         ControlFile, Lsn, TimelineHistory, TimelineId,
         backup_label::BackupLabel,
         control::CONTROL_FILE,
-        datadir::{self, Rules, Walk},
+        datadir::{self, FileEntry, FileKind, Rules, Walk},
         sql::{BackupStop, ServerFacts, Session},
     },
     repository::{
@@ -82,25 +83,27 @@ impl Driver<'_> {
         let id = new_id(self.system, self.around).await?;
         let origin = self.origin().await?;
         let ancestor = self.ancestor(&origin).await?;
-        self.intend(id, &origin, ancestor.as_deref()).await?;
+        self.intend(id, &origin, ancestor.as_ref()).await?;
         self.around.progress.start("waiting for the checkpoint", None);
         let started = self.around.clock.now();
         let start = session.backup_start(&self.request.label_for(id), true).await?;
-        let (walk, changed) = tokio::join!(self.walk(), self.changed(&session, ancestor.as_deref(), start));
-        let walk = walk?;
+        let (walk, changed) = tokio::join!(self.walk(), self.changed(&session, ancestor.as_ref(), start));
+        let mut walk = walk?;
         self.around.progress.start("backing up", Some(walk.size()));
-        let job = Arc::new(self.job(id, start, &walk, ancestor.clone(), changed));
-        let level = self.request.level;
-        let (haul, mut catalogue, extra, platform) = tokio::join!(
-            workers::run(job.clone()),
+        let files = std::mem::take(&mut walk.files);
+        let job = self.job(id, start, files, ancestor, changed);
+        let (parts, level) = (job.parts.clone(), self.request.level);
+        let (done, mut catalogue, extra, platform) = tokio::join!(
+            workers::run(job),
             catalogue::take(self.system, &self.request.conninfo, id, started, level),
             extra::take(self.system, self.request, self.around, &self.facts, self.pgdata, id),
             environment::of_process(self.pgdata),
         );
         catalogue.environment.process(platform);
-        let (mut haul, extra, unnamed) = (haul?, extra?, std::mem::take(&mut catalogue.missing));
-        let (stop, control, last) = self.last_part(&job, session).await?;
-        haul.files.extend(last.files);
+        let (done, extra, unnamed) = (done?, extra?, std::mem::take(&mut catalogue.missing));
+        let workers::Done { mut haul, ancestor, read } = done;
+        let (stop, control, last) = self.last_part(parts, session).await?;
+        haul.files.append(last.files);
         haul.parts.extend(last.parts);
         let skipped = walk.skipped.iter().map(|s| format!("{} {}", s.path.display(), s.why));
         let skipped = skipped.chain(extra.words()).collect();
@@ -117,9 +120,9 @@ impl Driver<'_> {
             tablespaces: tablespaces(&walk),
             catalogue,
             origin: Some(origin),
-            ancestor,
+            ancestor: ancestor.map(Arc::new),
             extra,
-            read: Some(job.throttle.passed()),
+            read: Some(read),
         };
         let document = finish(self.system, self.request, self.around, taken).await?;
         Ok(BackupOutcome { document, skipped, unnamed, notes: Vec::new() })
@@ -156,7 +159,7 @@ impl Driver<'_> {
     }
 
     /// The newest backup on the way to here.
-    async fn ancestor(&self, origin: &Origin) -> Result<Option<Arc<Ancestor>>> {
+    async fn ancestor(&self, origin: &Origin) -> Result<Option<Ancestor>> {
         self.around.progress.start("reading the last backup", None);
         let timeline = self.facts.timeline;
         let history = match self.system.history(timeline).await {
@@ -167,7 +170,7 @@ impl Driver<'_> {
             },
             history => history?,
         };
-        Ok(ancestor::find(self.system, &history, Some(origin), self.control.block_size).await?.map(Arc::new))
+        ancestor::find(self.system, &history, Some(origin), self.control.block_size).await
     }
 
     /// What WAL summaries tell of the time since the ancestor.
@@ -199,11 +202,11 @@ impl Driver<'_> {
         &self,
         backup: BackupId,
         start: Lsn,
-        walk: &Walk,
-        ancestor: Option<Arc<Ancestor>>,
+        mut files: Vec<FileEntry>,
+        ancestor: Option<Ancestor>,
         changed: Option<Changed>,
     ) -> Job {
-        let files = walk.files.iter().filter(|f| !workers::is_control(f)).cloned().collect();
+        files.retain(|file| file.kind() != FileKind::Control);
         Job {
             parts: Arc::new(Parts::new(self.system.clone(), backup, self.request.level)),
             ancestor,
@@ -217,27 +220,27 @@ impl Driver<'_> {
             done: AtomicU64::new(0),
             progress: self.around.progress.clone(),
             interrupt: self.around.interrupt.clone(),
-            queue: workers::queue(files),
+            queue: Mutex::new(Queue::of(files)),
         }
     }
 
     /// The last part: the control file, read after everything else, and what `pg_backup_stop` gives.
-    async fn last_part(&self, job: &Arc<Job>, session: Session) -> Result<(BackupStop, ControlFile, Haul)> {
+    async fn last_part(&self, parts: Arc<Parts>, session: Session) -> Result<(BackupStop, ControlFile, Haul)> {
         self.around.interrupt.check()?;
         let runtime = Handle::current();
-        let (control_job, pgdata) = (job.clone(), self.pgdata.to_path_buf());
+        let pgdata = self.pgdata.to_path_buf();
         let mut haul = Haul::default();
         let attributes = Attributes { mode: 0o600, mtime: self.around.clock.now() };
         let (part, control, file) = join(
             tokio::task::spawn_blocking(move || {
-                let mut part = control_job.parts.begin(&runtime)?;
+                let mut part = parts.begin(&runtime)?;
                 let (control, bytes) = ControlFile::read_with_bytes(&pgdata)?;
                 let file = source::store_bytes(Path::new(CONTROL_FILE), &bytes, attributes, &mut part)?;
                 Ok::<_, Error>((part, control, file))
             })
             .await,
         )??;
-        haul.files.push(file);
+        haul.files.push(&file);
         let stop = session.backup_stop().await?;
         let texts = [("backup_label", stop.label.clone()), ("tablespace_map", stop.tablespace_map.clone())];
         let (files, part) = join(
@@ -251,7 +254,7 @@ impl Driver<'_> {
             })
             .await,
         )??;
-        haul.files.extend(files);
+        files.iter().for_each(|file| haul.files.push(file));
         haul.parts.push(part);
         Ok((stop, control, haul))
     }

@@ -13,6 +13,7 @@ mod intake;
 mod local;
 mod origin;
 mod part;
+mod queue;
 mod remote;
 mod request;
 mod shelf;

@@ -17,15 +17,17 @@ use crate::{
     error::{Error, Result},
     postgres::incremental::{IncrementalHeader, incremental_path},
     repository::{BackupId, BadPage, File, Layer, LayerBlocks, LayerKind, Part, PartIndex, System},
-    seal::{Blake3, FRAME_CONTENT, FrameSize, FrameWriter, index_frame},
+    seal::{FRAME_CONTENT, FrameSize, FrameWriter, HashWriter, index_frame},
     store::{Put, bridge},
 };
 
 /// tar's unit.
 const BLOCK: u64 = 512;
 
-/// A part closes at the first file end past this many bytes of content.
-pub const PART_CONTENT: u64 = 256 << 20;
+/// A part closes at the first file end past this many bytes of content, or when so many files are named in its index,
+/// which is kept in memory until then.
+const PART_CONTENT: u64 = 256 << 20;
+const PART_FILES: usize = 8 << 10;
 
 /// The parts of one backup, numbered as they are begun.
 #[derive(Debug)]
@@ -80,9 +82,9 @@ impl PartWriter {
         Ok(Self { backup, number, frames, missing: 0, index: PartIndex::default(), level })
     }
 
-    /// Bytes of content so far.
-    pub fn content(&self) -> u64 {
-        self.frames.offset()
+    /// Whether the next file belongs into another part.
+    pub fn is_full(&self) -> bool {
+        self.frames.offset() >= PART_CONTENT || self.index.files.len() >= PART_FILES
     }
 
     /// Begins a file of exactly `size` bytes; they follow by [`PartWriter::data`]. Gives back where it will lie.
@@ -156,13 +158,13 @@ impl PartWriter {
     pub fn finish(mut self) -> Result<Part> {
         self.frames.write_all(&[0; 2 * BLOCK as usize]).map_err(failed)?;
         let (mut out, mut frames, _) = self.frames.finish().map_err(failed)?;
-        let blake3 = Blake3::from(&out.hasher);
+        let (blake3, _) = out.digest();
         let index = index_frame(&self.index.into_bytes(blake3)?, self.level).map_err(failed)?;
         frames.push(FrameSize { stored: index.len() as u32, content: 0 });
         out.write_all(&index).map_err(failed)?;
         out.write_all(&frames.to_bytes()).map_err(failed)?;
-        let length = out.length;
-        match out.inner.finish()? {
+        let (_, length) = out.digest();
+        match out.into_inner().finish()? {
             Put::Created => Ok(Part { backup: self.backup, number: self.number, length, blake3, frames }),
             Put::Exists => Err(Error::refused(format!(
                 "part {} of backup {} is in the repository already: another program writes the same backup",
@@ -205,33 +207,6 @@ fn header(path: &Path, size: u64, attributes: Attributes) -> Result<Vec<u8>> {
     header.set_cksum();
     bytes.extend_from_slice(header.as_bytes());
     Ok(bytes)
-}
-
-/// Hashes and counts what passes through.
-#[derive(Debug)]
-pub(super) struct HashWriter<W> {
-    pub(super) inner: W,
-    pub(super) hasher: blake3::Hasher,
-    pub(super) length: u64,
-}
-
-impl<W> HashWriter<W> {
-    pub(super) fn new(inner: W) -> Self {
-        Self { inner, hasher: blake3::Hasher::new(), length: 0 }
-    }
-}
-
-impl<W: Write> Write for HashWriter<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.inner.write(bytes)?;
-        self.hasher.update(&bytes[..count]);
-        self.length += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
 }
 
 #[cfg(test)]

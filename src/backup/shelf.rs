@@ -3,7 +3,7 @@
 
 use tokio::runtime::Handle;
 
-use super::part::{PART_CONTENT, PartWriter, Parts};
+use super::part::{PartWriter, Parts};
 use crate::{error::Result, repository::Part};
 
 /// The parts of one thread.
@@ -24,7 +24,7 @@ impl Shelf {
 
     /// The part where the next file goes. Not on a thread that drives the runtime.
     pub fn part(&mut self) -> Result<&mut PartWriter> {
-        if let Some(full) = self.open.take_if(|part| part.content() >= PART_CONTENT) {
+        if let Some(full) = self.open.take_if(|part| part.is_full()) {
             self.full.push(full.finish()?);
         }
         match &mut self.open {

@@ -16,7 +16,7 @@ use std::{
 use rustix::fs::Advice;
 
 use super::{
-    ancestor::Ancestor,
+    ancestor::{Ancestor, Same},
     changes, origin,
     part::{Attributes, PartWriter},
     shelf::Shelf,
@@ -105,6 +105,14 @@ impl Into<'_> {
     }
 }
 
+/// A file of the backup.
+pub enum Seen {
+    /// Of which the manifest says what the ancestor's says.
+    Same(Same),
+    /// Of which it says this.
+    New(Stored),
+}
+
 /// A file of the backup, with the pages that were wrong.
 pub struct Stored {
     /// What the manifest says of it.
@@ -134,7 +142,7 @@ pub fn store(
     pages: Option<Pages>,
     mut into: Into<'_>,
     watch: Watch<'_>,
-) -> Result<Option<Stored>> {
+) -> Result<Option<Seen>> {
     let full = root.join(path);
     let gone = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
     if let Some(ancestor) = into.ancestor {
@@ -143,10 +151,9 @@ pub fn store(
             Err(e) if gone(&e) => return Ok(None),
             Err(e) => return Err(Error::io("stat", &full, e)),
         };
-        if let Some(file) = ancestor.unchanged(path, &now) {
-            watch.progress.advance(file.size);
-            let file = repository::File { mode: now.mode() & 0o7777, ..file.clone() };
-            return Ok(Some(Stored { file, bad: bad_pages(path, ancestor.bad_pages(path)) }));
+        if let Some(same) = ancestor.unchanged(path, &now) {
+            watch.progress.advance(now.len());
+            return Ok(Some(Seen::Same(same)));
         }
     }
     let from = match File::open(&full) {
@@ -177,7 +184,7 @@ pub fn store(
     if named.is_none() {
         let _ = rustix::fs::fadvise(&opened.from, 0, None, Advice::DontNeed);
     }
-    Ok(Some(stored))
+    Ok(Some(Seen::New(stored)))
 }
 
 /// Whether a relation's file of that size gets a map of its blocks.
@@ -197,7 +204,7 @@ fn whole(opened: &Opened, into: &mut Into<'_>, watch: Watch<'_>) -> Result<Store
         let bytes = reading.next(&mut buffer, watch)?;
         hasher.update(bytes);
         let (blake3, crc32c) = (Blake3::from(&hasher), crc32c::crc32c(bytes));
-        let layers = known.layers.clone();
+        let layers = known.layers;
         if blake3 == known.blake3 {
             return Ok(opened.stored(Found { blake3, hashed: Hashed::Content, crc32c, layers }, &reading.bad));
         }

@@ -16,8 +16,6 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use chrono::{DateTime, Utc};
-
 use super::{
     control::{CONTROL_FILE, ControlFile},
     relation::{self, Fork, RelationFile},
@@ -146,12 +144,14 @@ pub struct FileEntry {
     pub path: PathBuf,
     /// In bytes, when it was seen.
     pub size: u64,
-    /// When it was last written.
-    pub mtime: DateTime<Utc>,
-    /// Its permission bits.
-    pub mode: u32,
+}
+
+impl FileEntry {
     /// What it is.
-    pub kind: FileKind,
+    #[must_use]
+    pub fn kind(&self) -> FileKind {
+        FileKind::of(&self.path)
+    }
 }
 
 /// A directory that belongs to the backup.
@@ -226,8 +226,10 @@ pub fn walk(pgdata: &Path, rules: &Rules) -> Result<Walk> {
 pub fn tablespaces(pgdata: &Path) -> Result<Vec<Tablespace>> {
     let directory = pgdata.join(TABLESPACES);
     let mut found = Vec::new();
-    for (name, metadata) in list(&directory)? {
+    for entry in list(&directory)? {
+        let name = entry.file_name();
         let Some(oid) = name.to_str().and_then(relation::number) else { continue };
+        let Some(metadata) = look(&entry)? else { continue };
         let path = directory.join(&name);
         if metadata.is_dir() {
             found.push(Tablespace { oid, location: Path::new(TABLESPACES).join(&name), in_place: true });
@@ -265,10 +267,15 @@ impl Walker<'_> {
         if self.inside.contains(path) {
             return Ok(());
         }
-        let entries = list(&self.pgdata.join(path))?;
+        let directory = self.pgdata.join(path);
+        let entries = list(&directory)?;
         let unlogged = if relation::holds_relations(path) { unlogged(&entries) } else { HashSet::new() };
-        for (name, metadata) in entries {
-            if !self.rules.excluded(path, &name) {
+        for entry in entries {
+            let name = entry.file_name();
+            if self.rules.excluded(path, &name) {
+                continue;
+            }
+            if let Some(metadata) = look(&entry)? {
                 self.entry(&path.join(&name), metadata, &unlogged)?;
             }
         }
@@ -297,13 +304,7 @@ impl Walker<'_> {
         {
             return;
         }
-        self.found.files.push(FileEntry {
-            path: path.to_owned(),
-            size: metadata.size(),
-            mtime: DateTime::from_timestamp(metadata.mtime(), metadata.mtime_nsec() as u32).unwrap_or_default(),
-            mode: metadata.mode() & 0o7777,
-            kind,
-        });
+        self.found.files.push(FileEntry { path: path.to_owned(), size: metadata.size() });
     }
 
     /// A symbolic link: a tablespace, or a directory that is stored empty; others are reported.
@@ -330,23 +331,21 @@ impl Walker<'_> {
 }
 
 /// The numbers of the relations that have an init fork in this directory: they are unlogged.
-fn unlogged(entries: &[(std::ffi::OsString, fs::Metadata)]) -> HashSet<u32> {
-    let files = entries.iter().filter_map(|(name, _)| RelationFile::parse(name.to_str()?));
+fn unlogged(entries: &[fs::DirEntry]) -> HashSet<u32> {
+    let files = entries.iter().filter_map(|entry| RelationFile::parse(entry.file_name().to_str()?));
     files.filter(|file| file.fork == Fork::Init).map(|file| file.number).collect()
 }
 
-/// What is in a directory, links not followed; nothing when the directory has vanished.
-fn list(directory: &Path) -> Result<Vec<(std::ffi::OsString, fs::Metadata)>> {
+/// What is in a directory; nothing when the directory has vanished.
+fn list(directory: &Path) -> Result<Vec<fs::DirEntry>> {
     let failed = |e| Error::io("read the directory", directory, e);
     let Some(entries) = present(fs::read_dir(directory)).map_err(failed)? else { return Ok(Vec::new()) };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(failed)?;
-        if let Some(metadata) = present(entry.metadata()).map_err(|e| Error::io("read", &entry.path(), e))? {
-            found.push((entry.file_name(), metadata));
-        }
-    }
-    Ok(found)
+    entries.collect::<io::Result<_>>().map_err(failed)
+}
+
+/// What an entry is, a link not followed; `None` when it has vanished.
+fn look(entry: &fs::DirEntry) -> Result<Option<fs::Metadata>> {
+    present(entry.metadata()).map_err(|e| Error::io("read", &entry.path(), e))
 }
 
 /// Where `location` lies below `pgdata`, when it does.
@@ -487,7 +486,7 @@ mod tests {
                 "pg_tblspc/16387/PG_17_202406281/5/3",
             ]
         );
-        assert!(walk.files[1..].iter().all(|f| matches!(f.kind, FileKind::Relation(_))));
+        assert!(walk.files[1..].iter().all(|f| matches!(f.kind(), FileKind::Relation(_))));
         let seen: Vec<_> = walk.tablespaces.iter().map(|t| (t.oid, t.in_place)).collect();
         assert_eq!(seen, [(16385, false), (16386, false), (16387, true)]);
         assert_eq!(walk.tablespaces[0].location, outside.path());

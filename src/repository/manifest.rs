@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     documents::Tablespace,
+    files::Files,
     names::{BackupId, Incarnation},
 };
 use crate::{
@@ -42,7 +43,7 @@ pub struct Manifest {
     /// Every part that a file points into, those of older backups too.
     pub parts: Vec<Part>,
     /// The files, ordered by path. `backup_label` and `tablespace_map` are among them.
-    pub files: Vec<File>,
+    pub files: Files,
 }
 
 /// The host whose files were read, and the time by the clock of each of its file systems before the first was read:
@@ -195,8 +196,8 @@ impl LayerKind {
 impl Manifest {
     /// Writes it as JSON, one line a file.
     pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
-        let mut header =
-            serde_json::to_value(Self { files: Vec::new(), ..self.shallow() }).map_err(io::Error::other)?;
+        let mut to = io::BufWriter::with_capacity(64 << 10, to);
+        let mut header = serde_json::to_value(self.shallow()).map_err(io::Error::other)?;
         if let Some(fields) = header.as_object_mut() {
             fields.remove("files");
         }
@@ -204,9 +205,10 @@ impl Manifest {
         write!(to, "{},\n\"files\":[", header.trim_end_matches('}'))?;
         for (index, file) in self.files.iter().enumerate() {
             to.write_all(if index == 0 { b"\n" } else { b",\n" })?;
-            serde_json::to_writer(&mut *to, file).map_err(io::Error::other)?;
+            serde_json::to_writer(&mut to, &file).map_err(io::Error::other)?;
         }
-        to.write_all(b"\n]}\n")
+        to.write_all(b"\n]}\n")?;
+        to.flush()
     }
 
     fn shallow(&self) -> Self {
@@ -219,18 +221,17 @@ impl Manifest {
             tablespaces: self.tablespaces.clone(),
             directories: self.directories.clone(),
             parts: self.parts.clone(),
-            files: Vec::new(),
+            files: Files::default(),
         }
     }
 
     /// Reads it, and proves that nothing in it leads out of the data directory.
     pub fn read(from: impl Read) -> Result<Self> {
-        let manifest: Self = serde_json::from_reader(io::BufReader::with_capacity(256 << 10, from))
+        let mut manifest: Self = serde_json::from_reader(io::BufReader::with_capacity(256 << 10, from))
             .map_err(|e| Error::damaged("the manifest cannot be read").source(e))?;
-        let paths = manifest.files.iter().map(|f| &f.path).chain(manifest.directories.iter().map(|d| &d.path));
-        for path in paths {
-            stays_below(path)?;
-        }
+        let directories = manifest.directories.iter().map(|directory| directory.path.as_path());
+        manifest.files.paths().chain(directories).try_for_each(stays_below)?;
+        manifest.files.sort();
         if !manifest.block_size.is_power_of_two() {
             return Err(Error::damaged(format!("the manifest names pages of {} bytes", manifest.block_size)));
         }
@@ -241,7 +242,7 @@ impl Manifest {
     #[must_use]
     pub fn stored(&self) -> u64 {
         let mut wanted: HashMap<_, u64> = HashMap::new();
-        for layer in self.files.iter().flat_map(|file| &file.layers) {
+        for layer in self.files.iter().flat_map(|file| file.layers) {
             let wanted = wanted.entry((layer.backup, layer.part)).or_default();
             *wanted = wanted.saturating_add(layer.length);
         }
@@ -337,7 +338,7 @@ mod tests {
             tablespaces: vec![],
             directories: vec![Directory { path: "base".into(), mode: 0o700 }],
             parts: vec![],
-            files,
+            files: files.into_iter().collect(),
         }
     }
 

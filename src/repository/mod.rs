@@ -5,6 +5,7 @@ mod catalogue;
 mod documents;
 mod environment;
 mod extra;
+mod files;
 mod layer_maps;
 mod layout;
 pub mod lease;
@@ -32,6 +33,7 @@ pub use documents::{
 };
 pub use environment::{ConfigurationFiles, Environment, Library, Needed, Unknown, list};
 pub use extra::{ExtraObject, ExtraWriter, LeftOut, Member, MemberKind};
+pub use files::Files;
 pub use layer_maps::{LayerMaps, Overlaid, overlay};
 pub use layout::{REPOSITORY, SystemFolder, segment_of};
 pub use manifest::{Directory, File, FileStat, FileSystem, Hashed, Layer, LayerKind, LayerMap, Manifest, Origin, Part};
@@ -224,21 +226,20 @@ impl System {
     /// Writes a manifest; gives back the BLAKE3 of its content and the length of the object.
     pub async fn put_manifest(&self, manifest: Manifest, number: u32, level: i32) -> Result<(seal::Blake3, u64)> {
         let key = self.folder.manifest(manifest.backup, number)?;
-        let sealed = tokio::task::spawn_blocking(move || {
-            let mut text = Vec::new();
-            manifest.write(&mut text)?;
-            let mut frames = FrameWriter::new(Vec::new(), level)?;
-            std::io::Write::write_all(&mut frames, &text)?;
-            let (object, _, _) = frames.finish()?;
-            Ok((seal::blake3(&text), object))
+        let upload = self.store.upload(&key).await?;
+        let to = bridge::UploadWriter::new(upload, tokio::runtime::Handle::current());
+        let written = tokio::task::spawn_blocking(move || {
+            let failed = |e| bridge::from_io(e, |e| Error::internal("write a manifest").source(e));
+            let mut text = seal::HashWriter::new(FrameWriter::new(to, level).map_err(failed)?);
+            manifest.write(&mut text).map_err(failed)?;
+            let (hash, _) = text.digest();
+            let (to, _, length) = text.into_inner().finish().map_err(failed)?;
+            Ok::<_, Error>((to.finish()?, hash, length))
         })
         .await;
-        let (hash, object) =
-            join(sealed)?.map_err(|e: std::io::Error| Error::internal(format!("write {key}")).source(e))?;
-        let length = object.len() as u64;
-        match self.store.put(&key, object.into()).await? {
-            Put::Created => Ok((hash, length)),
-            Put::Exists => Err(Error::refused(format!("{key} is there already: another program wrote this backup"))),
+        match join(written)?? {
+            (Put::Created, hash, length) => Ok((hash, length)),
+            _ => Err(Error::refused(format!("{key} is there already: another program wrote this backup"))),
         }
     }
 

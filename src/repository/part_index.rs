@@ -98,12 +98,11 @@ impl PartIndex {
     /// As it is stored: the length of the JSON in four bytes, little-endian; the JSON; the maps. `blake3` is that of
     /// the part up to here.
     pub fn into_bytes(self, blake3: Blake3) -> Result<Vec<u8>> {
-        let json = serde_json::to_vec(&Header { blake3, files: self.files, bad_pages: self.bad_pages })
+        let mut bytes = vec![0; 4];
+        serde_json::to_writer(&mut bytes, &Header { blake3, files: self.files, bad_pages: self.bad_pages })
             .map_err(|e| Error::internal("write the index of a part").source(e))?;
-        let length = u32::try_from(json.len()).map_err(|e| Error::internal("an index of over 4 GiB").source(e))?;
-        let mut bytes = Vec::with_capacity(4 + json.len() + self.maps.len());
-        bytes.extend_from_slice(&length.to_le_bytes());
-        bytes.extend_from_slice(&json);
+        let length = u32::try_from(bytes.len() - 4).map_err(|e| Error::internal("an index of over 4 GiB").source(e))?;
+        bytes[..4].copy_from_slice(&length.to_le_bytes());
         bytes.extend_from_slice(&self.maps);
         Ok(bytes)
     }

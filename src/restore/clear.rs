@@ -9,7 +9,7 @@ use std::{
 use crate::{
     error::{Error, Result},
     postgres::control::CONTROL_FILE,
-    repository::Manifest,
+    repository::{Files, Manifest},
 };
 
 /// Removes `pg_control`: without it nothing can start here.
@@ -31,10 +31,10 @@ pub fn contents(directory: &Path) -> Result<()> {
 
 /// Removes what the manifest does not name. `kept` are links below the data directory that stay.
 pub fn strangers(pgdata: &Path, manifest: &Manifest, others: &[(PathBuf, PathBuf)]) -> Result<()> {
-    let files: HashSet<&Path> = manifest.files.iter().map(|f| f.path.as_path()).collect();
     let mut directories: HashSet<&Path> = manifest.directories.iter().map(|d| d.path.as_path()).collect();
-    directories.extend(manifest.files.iter().filter_map(|f| f.path.parent()));
-    let named = Named { files, directories, links: others.iter().map(|(path, _)| path.as_path()).collect() };
+    directories.extend(manifest.files.paths().filter_map(Path::parent));
+    let links = others.iter().map(|(path, _)| path.as_path()).collect();
+    let named = Named { files: &manifest.files, directories, links };
     named.sweep(pgdata, Path::new(""))?;
     for (path, elsewhere) in others {
         if path == Path::new("pg_wal") {
@@ -50,7 +50,7 @@ pub fn strangers(pgdata: &Path, manifest: &Manifest, others: &[(PathBuf, PathBuf
 }
 
 struct Named<'a> {
-    files: HashSet<&'a Path>,
+    files: &'a Files,
     directories: HashSet<&'a Path>,
     links: HashSet<&'a Path>,
 }
@@ -63,7 +63,7 @@ impl Named<'_> {
             if metadata.is_dir() && self.directories.contains(path.as_path()) && !self.links.contains(path.as_path()) {
                 self.sweep(whole, &path)
             } else if (metadata.is_symlink() && self.links.contains(path.as_path()))
-                || (metadata.is_file() && self.files.contains(path.as_path()))
+                || (metadata.is_file() && self.files.find(&path).is_some())
             {
                 Ok(())
             } else {
@@ -130,7 +130,7 @@ mod tests {
                 .map(directory)
                 .into(),
             parts: vec![],
-            files: vec![File {
+            files: Files::from_iter([File {
                 path: "base/1/1".into(),
                 size: 1,
                 mtime: chrono::DateTime::UNIX_EPOCH,
@@ -140,7 +140,7 @@ mod tests {
                 crc32c: 0,
                 stat: None,
                 layers: vec![],
-            }],
+            }]),
         };
         strangers(&pgdata, &manifest, &[("pg_tblspc/7".into(), space.clone())]).unwrap();
         let there = |path: &str| fs::symlink_metadata(folder.path().join(path)).is_ok();

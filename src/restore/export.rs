@@ -149,12 +149,12 @@ impl<'a> Export<'a> {
     fn archives(&self) -> BTreeMap<Option<u32>, Vec<usize>> {
         let mut archives: BTreeMap<Option<u32>, Vec<usize>> = BTreeMap::from([(None, Vec::new())]);
         archives.extend(self.manifest.tablespaces.iter().map(|t| (Some(t.oid), Vec::new())));
-        for (number, file) in self.manifest.files.iter().enumerate() {
-            let oid = self.tablespace_of(&file.path);
+        for (number, file) in self.manifest.files.paths().enumerate() {
+            let oid = self.tablespace_of(file);
             archives.entry(oid).or_default().push(number);
         }
         for files in archives.values_mut() {
-            files.sort_by_key(|number| match self.manifest.files[*number].path.to_str() {
+            files.sort_by_key(|number| match self.manifest.files.path(*number).to_str() {
                 Some(BACKUP_LABEL | TABLESPACE_MAP) => 0,
                 Some(CONTROL_FILE) => 2,
                 _ => 1,
@@ -185,8 +185,11 @@ impl<'a> Export<'a> {
         let mut rest = files.as_slice();
         while !rest.is_empty() {
             let (mut count, mut size) = (0, 0);
-            while count < rest.len() && (count == 0 || size + self.manifest.files[rest[count]].size <= BATCH) {
-                size += self.manifest.files[rest[count]].size;
+            for number in rest {
+                size += self.manifest.files.at(*number).size;
+                if count > 0 && size > BATCH {
+                    break;
+                }
                 count += 1;
             }
             let (batch, later) = rest.split_at(count);
@@ -244,7 +247,7 @@ impl<'a> Export<'a> {
         let file = File::create_new(&path).map_err(|e| Error::io("create", &path, e))?;
         let mut writer =
             ManifestWriter::new(BufWriter::new(file), self.backup.postgres, self.manifest.incarnation.system)?;
-        for file in &self.manifest.files {
+        for file in self.manifest.files.iter() {
             writer.file(&file.path, file.size, file.mtime, file.crc32c)?;
         }
         let (timeline, start, end) = (self.backup.timeline, self.backup.start_lsn, self.backup.stop_lsn);
@@ -270,7 +273,7 @@ impl Tar {
     fn take_in(mut self, job: &Job, files: &[usize], root: &Path) -> Result<Self> {
         for number in files {
             job.interrupt.check()?;
-            let file = &job.manifest.files[*number];
+            let file = job.manifest.files.at(*number);
             let name = file.path.strip_prefix(root).unwrap_or(&file.path);
             let whole = job.place.whole(&file.path);
             let from = File::open(&whole).map_err(|e| Error::io("open", &whole, e))?;

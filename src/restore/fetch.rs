@@ -2,7 +2,7 @@
 //! are fetched with one ranged request.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     io::{self, Read},
     sync::Arc,
 };
@@ -50,24 +50,18 @@ pub struct Run {
 }
 
 /// Cuts pieces into runs of neighbours; none is continued past `longest` bytes.
-pub fn runs(pieces: impl IntoIterator<Item = (PartName, Piece)>, longest: u64) -> Vec<Run> {
-    let mut parts: BTreeMap<PartName, Vec<Piece>> = BTreeMap::new();
-    for (part, piece) in pieces {
-        parts.entry(part).or_default().push(piece);
-    }
+pub fn runs(mut pieces: Vec<(PartName, Piece)>, longest: u64) -> Vec<Run> {
+    pieces.sort_unstable();
     let mut runs: Vec<Run> = Vec::new();
-    for (part, mut pieces) in parts {
-        pieces.sort_unstable();
-        for piece in pieces {
-            let open = runs.last_mut().filter(|run| run.part == part && run.span < longest);
-            let begin = open.as_ref().and_then(|run| run.pieces.first()).map(|first| first.offset);
-            match (open, begin) {
-                (Some(run), Some(begin)) if piece.offset <= begin + run.span + GAP => {
-                    run.span = piece.offset + piece.length - begin;
-                    run.pieces.push(piece);
-                }
-                _ => runs.push(Run { part, span: piece.length, pieces: vec![piece] }),
+    for (part, piece) in pieces {
+        let open = runs.last_mut().filter(|run| run.part == part && run.span < longest);
+        let begin = open.as_ref().and_then(|run| run.pieces.first()).map(|first| first.offset);
+        match (open, begin) {
+            (Some(run), Some(begin)) if piece.offset <= begin + run.span + GAP => {
+                run.span = piece.offset + piece.length - begin;
+                run.pieces.push(piece);
             }
+            _ => runs.push(Run { part, span: piece.length, pieces: vec![piece] }),
         }
     }
     runs

@@ -62,7 +62,7 @@ impl Job {
     /// The files that are there already, whole and right, of those that `wanted` picks. Their attributes are mended.
     pub async fn right_files(self: &Arc<Self>, wanted: impl Fn(&Path) -> bool) -> Result<HashSet<usize>> {
         let queue: Vec<usize> =
-            (0..self.manifest.files.len()).filter(|i| wanted(&self.manifest.files[*i].path)).collect();
+            (0..self.manifest.files.len()).filter(|i| wanted(self.manifest.files.path(*i))).collect();
         let found = Arc::new(Mutex::new(HashSet::new()));
         let into = found.clone();
         self.each(queue, move |job, index| {
@@ -77,7 +77,7 @@ impl Job {
     }
 
     fn is_right(&self, index: usize) -> Result<bool> {
-        let file = &self.manifest.files[index];
+        let file = &self.manifest.files.at(index);
         let Some(mut there) = self.place.read(&file.path)? else { return Ok(false) };
         let failed = |e| Error::io("read", &self.place.whole(&file.path), e);
         if there.metadata().map_err(failed)?.len() != file.size {
@@ -105,15 +105,16 @@ impl Job {
 
     /// Whether a file that is there can be changed in place, so that only the blocks that differ are fetched.
     pub fn can_mend(&self, index: usize) -> Result<bool> {
-        let file = &self.manifest.files[index];
+        let file = &self.manifest.files.at(index);
         Ok(file.hashed == Hashed::Blocks && file.size > 0 && self.place.modify(&file.path)?.is_some())
     }
 
     /// Fetches and writes these files. Those that `mended` names are changed in place, none of the others may be there.
     pub async fn write(self: &Arc<Self>, wanted: &[usize], mended: HashSet<usize>) -> Result<()> {
-        let (empty, full): (Vec<usize>, Vec<usize>) = wanted.iter().partition(|i| self.manifest.files[**i].size == 0);
+        let (empty, full): (Vec<usize>, Vec<usize>) =
+            wanted.iter().partition(|i| self.manifest.files.at(**i).size == 0);
         self.each(empty, |job, index| {
-            let file = &job.manifest.files[index];
+            let file = &job.manifest.files.at(index);
             let made = job.place.create(&file.path)?;
             job.place.finish(&file.path, &made, attributes(file))
         })
@@ -129,7 +130,7 @@ impl Job {
     pub async fn content(self: &Arc<Self>, index: usize) -> Result<Vec<u8>> {
         let job = self.clone();
         let file = move || {
-            let file = &job.manifest.files[index];
+            let file = &job.manifest.files.at(index);
             match stored_whole(file, index) {
                 Some(piece) => job.read_whole(file, piece),
                 None if file.size == 0 => Ok(Vec::new()),
@@ -141,7 +142,7 @@ impl Job {
 
     fn read_whole(&self, file: &File, piece: (PartName, Piece)) -> Result<Vec<u8>> {
         let (mut content, mut proof) = (Vec::new(), Proof::of(file, self.manifest.block_size));
-        for run in runs([piece], RUN) {
+        for run in runs(vec![piece], RUN) {
             self.source.fetch(&run, |_, from| {
                 copy(from, file.size, |bytes| {
                     proof.see(bytes);
@@ -170,7 +171,7 @@ impl Job {
     pub async fn sync(self: &Arc<Self>, files: Vec<usize>) -> Result<()> {
         self.each(files, |job, index| {
             job.interrupt.check()?;
-            let file = &job.manifest.files[index];
+            let file = &job.manifest.files.at(index);
             job.place.sync(&file.path)?;
             job.progress.advance(file.size);
             Ok(())
@@ -210,7 +211,7 @@ impl Job {
 
     /// Writes a file that is stored whole.
     fn receive(&self, index: usize, from: &mut dyn Read) -> Result<()> {
-        let file = &self.manifest.files[index];
+        let file = &self.manifest.files.at(index);
         let mut to = self.place.create(&file.path)?;
         let mut proof = Proof::of(file, self.manifest.block_size);
         copy(from, file.size, |bytes| {
@@ -226,9 +227,9 @@ impl Job {
 
     /// Writes files out of their layers.
     fn put_together(&self, batch: &[usize], mended: &HashSet<usize>) -> Result<()> {
+        let all: Vec<File> = batch.iter().map(|index| self.manifest.files.at(*index)).collect();
         let (mut files, mut open, mut written) = (Vec::new(), Vec::new(), vec![0; batch.len()]);
-        for index in batch {
-            let file = &self.manifest.files[*index];
+        for (index, file) in batch.iter().zip(&all) {
             let mut layered = Layered::new(file, self.manifest.block_size)?;
             let there = if mended.contains(index) { self.mend(&mut layered)? } else { None };
             let is_new = there.is_none();
@@ -240,8 +241,7 @@ impl Job {
         let fetch = |run: &Run, receive: &mut Receive<'_>| self.source.fetch(run, receive);
         lay(&mut files, fetch, |number, at, bytes| {
             self.interrupt.check()?;
-            let file = &self.manifest.files[batch[number]];
-            open[number].0.write_all_at(bytes, at).map_err(|e| self.failed(file, e))?;
+            open[number].0.write_all_at(bytes, at).map_err(|e| self.failed(&all[number], e))?;
             written[number] += bytes.len() as u64;
             self.progress.advance(bytes.len() as u64);
             Ok(())
@@ -334,18 +334,18 @@ fn stored_whole(file: &File, index: usize) -> Option<(PartName, Piece)> {
 fn work(manifest: &Manifest, files: &[usize], mended: &HashSet<usize>, threads: usize) -> Vec<Work> {
     let (mut whole, mut layered) = (Vec::new(), Vec::new());
     for index in files {
-        match stored_whole(&manifest.files[*index], *index).filter(|_| !mended.contains(index)) {
+        match stored_whole(&manifest.files.at(*index), *index).filter(|_| !mended.contains(index)) {
             Some(piece) => whole.push(piece),
             None => layered.push(*index),
         }
     }
     let mut work: Vec<_> = runs(whole, RUN).into_iter().map(|run| (run.span, Work::Run(run))).collect();
     // Files whose newest layers are neighbours share frames.
-    layered.sort_by_key(|i| manifest.files[*i].layers.last().map(|l| (l.backup, l.part, l.offset)));
+    layered.sort_by_cached_key(|i| manifest.files.at(*i).layers.last().map(|l| (l.backup, l.part, l.offset)));
     let most = (OPEN_FILES / threads.max(1)).clamp(1, BATCH_FILES);
     let (mut size, mut batch) = (0, Vec::new());
     for index in layered {
-        let more = manifest.files[index].size;
+        let more = manifest.files.at(index).size;
         if size + more > BATCH || batch.len() == most {
             work.push((std::mem::take(&mut size), Work::Batch(std::mem::take(&mut batch))));
         }

@@ -5,6 +5,7 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
+    io::{BufWriter, Write},
     os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
 };
@@ -212,9 +213,23 @@ impl Place {
 
     /// Writes a small file in place of one that may be there, durably but for its name.
     pub fn write(&self, path: &Path, content: &[u8], attributes: Attributes) -> Result<()> {
+        let failed = |e| Error::io("write", &self.whole(path), e);
+        self.write_by(path, attributes, |to| to.write_all(content).map_err(failed))
+    }
+
+    /// The same of a file that `content` writes.
+    pub fn write_by(
+        &self,
+        path: &Path,
+        attributes: Attributes,
+        content: impl FnOnce(&mut BufWriter<&File>) -> Result<()>,
+    ) -> Result<()> {
         self.remove(path)?;
-        let mut file = self.create(path)?;
-        std::io::Write::write_all(&mut file, content).map_err(|e| Error::io("write", &self.whole(path), e))?;
+        let file = self.create(path)?;
+        let mut to = BufWriter::new(&file);
+        content(&mut to)?;
+        to.flush().map_err(|e| Error::io("write", &self.whole(path), e))?;
+        drop(to);
         self.finish(path, &file, attributes)?;
         file.sync_all().map_err(|e| Error::io("fsync", &self.whole(path), e))
     }

@@ -218,7 +218,7 @@ impl Restore {
 }
 
 fn lacks_configuration(manifest: &Manifest) -> bool {
-    !manifest.files.iter().any(|f| f.path == Path::new("postgresql.conf"))
+    manifest.files.find(Path::new("postgresql.conf")).is_none()
 }
 
 /// Refuses a directory in which a server runs.
@@ -414,7 +414,7 @@ fn room(
     let mut needs = vec![Need { path: pgdata.to_path_buf(), bytes: 0, replaces }];
     needs.extend(tablespaces.iter().map(|(_, path)| Need { path: path.clone(), bytes: 0, replaces }));
     let prefixes: Vec<_> = tablespaces.iter().map(|(oid, _)| Path::new("pg_tblspc").join(oid.to_string())).collect();
-    for file in &manifest.files {
+    for file in manifest.files.iter() {
         let at = prefixes.iter().position(|prefix| file.path.starts_with(prefix)).map_or(0, |at| at + 1);
         needs[at].bytes += file.size.next_multiple_of(4096);
     }

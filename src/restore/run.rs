@@ -198,8 +198,8 @@ impl Restore {
     /// Writes the files and makes them durable; gives back how many were right already.
     async fn files(&self, job: &Arc<Job>) -> Result<usize> {
         let all: Vec<usize> =
-            (0..self.manifest.files.len()).filter(|i| !is_special(&self.manifest.files[*i].path)).collect();
-        let size = |files: &[usize]| files.iter().map(|i| self.manifest.files[*i].size).sum();
+            (0..self.manifest.files.len()).filter(|i| !is_special(self.manifest.files.path(*i))).collect();
+        let size = |files: &[usize]| files.iter().map(|i| self.manifest.files.at(*i).size).sum();
         let mut kept = HashSet::new();
         if matches!(self.before, Before::Unfinished | Before::Compared) {
             job.progress.start("comparing", Some(size(&all)));
@@ -212,7 +212,7 @@ impl Restore {
                 if job.can_mend(*index)? {
                     mended.insert(*index);
                 } else {
-                    job.place.remove(&self.manifest.files[*index].path)?;
+                    job.place.remove(self.manifest.files.path(*index))?;
                 }
             }
         }

@@ -2,7 +2,7 @@
 //! all of that is durable the guarded `pg_control`, whose rename makes the directory startable.
 
 use std::{
-    io::Read,
+    io::{Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -103,8 +103,8 @@ impl Settle {
             Some(map) => self.put(place, TABLESPACE_MAP, map)?,
             None => place.remove(Path::new(TABLESPACE_MAP))?,
         }
-        let listing = Small { content: self.listing()?, attributes: self.label.attributes };
-        self.put(place, BACKUP_MANIFEST, &listing)?;
+        let listing = Path::new(BACKUP_MANIFEST);
+        place.write_by(listing, self.label.attributes, |to| self.listing(to))?;
         for signal in [RECOVERY_SIGNAL, STANDBY_SIGNAL] {
             place.remove(Path::new(signal))?;
         }
@@ -121,15 +121,15 @@ impl Settle {
     }
 
     /// `backup_manifest`, which names the files as they stand now.
-    fn listing(&self) -> Result<Vec<u8>> {
-        let mut writer = ManifestWriter::new(Vec::new(), self.version, self.manifest.incarnation.system)?;
+    fn listing(&self, to: impl Write) -> Result<()> {
+        let mut writer = ManifestWriter::new(to, self.version, self.manifest.incarnation.system)?;
         let own = [
             (CONTROL_FILE, Some(&self.control)),
             (BACKUP_LABEL, Some(&self.label)),
             (TABLESPACE_MAP, self.map.as_ref()),
             (AUTO_CONF, Some(&self.auto_conf)),
         ];
-        for file in &self.manifest.files {
+        for file in self.manifest.files.iter() {
             if !own.iter().any(|(path, _)| file.path == Path::new(path)) {
                 writer.file(&file.path, file.size, file.mtime, file.crc32c)?;
             }
@@ -140,18 +140,19 @@ impl Settle {
                 writer.file(Path::new(path), small.content.len() as u64, small.attributes.mtime, crc)?;
             }
         }
-        writer.finish(&[self.wal])
+        writer.finish(&[self.wal])?;
+        Ok(())
     }
 }
 
 fn find(manifest: &Manifest, path: &str) -> Option<usize> {
-    manifest.files.iter().position(|f| f.path == Path::new(path))
+    manifest.files.find(Path::new(path))
 }
 
 async fn small(job: &Arc<Job>, path: &str) -> Result<Option<Small>> {
     match find(&job.manifest, path) {
         Some(index) => {
-            let attributes = files::attributes(&job.manifest.files[index]);
+            let attributes = files::attributes(&job.manifest.files.at(index));
             Ok(Some(Small { content: job.content(index).await?, attributes }))
         }
         None => Ok(None),
@@ -209,8 +210,8 @@ async fn configured(job: &Arc<Job>, auto_conf: &Small) -> Result<RequiredSetting
         f.path.extension().is_some_and(|e| e == "conf") && f.size <= LIMIT && f.path != Path::new(AUTO_CONF)
     };
     let mut highest = highest(&String::from_utf8_lossy(&auto_conf.content));
-    for index in 0..job.manifest.files.len() {
-        if is_configuration(&job.manifest.files[index]) {
+    for (index, file) in job.manifest.files.iter().enumerate() {
+        if is_configuration(&file) {
             let content = job.content(index).await?;
             highest = highest.at_least(self::highest(&String::from_utf8_lossy(&content)));
         }

@@ -176,6 +176,6 @@ pub fn manifest(files: Vec<File>) -> Manifest {
         tablespaces: vec![],
         directories: vec![],
         parts: vec![],
-        files,
+        files: files.into_iter().collect(),
     }
 }

@@ -22,7 +22,19 @@ impl From<&::blake3::Hasher> for Blake3 {
     }
 }
 
+impl From<[u8; 32]> for Blake3 {
+    fn from(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+}
+
 impl Blake3 {
+    /// Its bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The first eight digits, for people.
     #[must_use]
     pub fn short(&self) -> String {
@@ -91,6 +103,44 @@ impl<R: io::Read> io::Read for HashReader<R> {
         self.hasher.update(&buffer[..count]);
         self.length += count as u64;
         Ok(count)
+    }
+}
+
+/// Hashes and counts what is written through it.
+#[derive(Debug)]
+pub struct HashWriter<W> {
+    inner: W,
+    hasher: ::blake3::Hasher,
+    length: u64,
+}
+
+impl<W> HashWriter<W> {
+    /// Writes to `inner`.
+    pub fn new(inner: W) -> Self {
+        Self { inner, hasher: ::blake3::Hasher::new(), length: 0 }
+    }
+
+    /// The hash and the number of the bytes written so far.
+    pub fn digest(&self) -> (Blake3, u64) {
+        ((&self.hasher).into(), self.length)
+    }
+
+    /// What was written to.
+    pub fn into_inner(self) -> W {
+        self.inner
+    }
+}
+
+impl<W: io::Write> io::Write for HashWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..count]);
+        self.length += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
     }
 }
 

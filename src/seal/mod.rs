@@ -11,5 +11,5 @@ mod seek;
 
 pub use blocks::{BlockHash, BlockMap};
 pub use frame::{FRAME_CONTENT, FrameWriter, HEAD_LIMIT, Head, head, index_frame, read_head, read_index_frame};
-pub use hash::{Blake3, HashReader, blake3};
+pub use hash::{Blake3, HashReader, HashWriter, blake3};
 pub use seek::{FrameSize, SeekTable};

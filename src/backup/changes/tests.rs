@@ -15,7 +15,7 @@ use crate::{
         ancestor::{self, Ancestor},
         part::Parts,
         shelf::Shelf,
-        source::{self, Blocks, Into, Watch},
+        source::{self, Blocks, Into, Seen, Watch},
     },
     clock::Random,
     interrupt::Interrupter,
@@ -115,9 +115,12 @@ impl Scene {
         };
         let (interrupt, throttle) = (Interrupter::new().listen(), Throttle::new(None));
         let watch = Watch { progress: &Unwatched, interrupt: &interrupt, throttle: &throttle };
-        let stored = source::store(self.folder.path(), Path::new("file"), None, into, watch).unwrap().unwrap();
+        let seen = source::store(self.folder.path(), Path::new("file"), None, into, watch).unwrap().unwrap();
         shelf.finish().unwrap();
-        stored.file
+        match seen {
+            Seen::New(stored) => stored.file,
+            Seen::Same(_) => panic!("no file system is known on which a file can be the same"),
+        }
     }
 
     fn ancestor(&self, origin: &Origin) -> Option<Ancestor> {

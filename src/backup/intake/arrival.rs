@@ -119,7 +119,7 @@ impl Taking {
             Some(path) => self.changed(path, file)?,
             None => self.entire(file)?,
         };
-        self.haul.files.push(file);
+        self.haul.files.push(&file);
         self.haul.bad.extend(bad);
         Ok(())
     }
@@ -165,7 +165,7 @@ impl Taking {
         let known = self.intake.ancestor.as_ref().and_then(|ancestor| ancestor.file(&file.path));
         let same = known.filter(|f| f.hashed == Hashed::Content && f.size == file.size && f.blake3 == blake3);
         if let Some(same) = same {
-            return Ok(file.stored(found(same.layers.clone()), &judge.bad));
+            return Ok(file.stored(found(same.layers), &judge.bad));
         }
         let part = self.shelf.part()?;
         let layer = part.begin(&file.path, file.size, file.attributes)?;
@@ -180,7 +180,7 @@ impl Taking {
         // One with so many layers that the server was not asked for its changes: this ends that.
         let too_many = |known: &File| known.layers.len() > 1 && !changes::takes_a_layer(known, self.intake.block_size);
         let settled = |known: &File| self.intake.incremental && too_many(known);
-        if known.is_some_and(|known| known.hashed == Hashed::Blocks && !settled(known))
+        if known.is_some_and(|known| known.hashed == Hashed::Blocks && !settled(&known))
             && let Some(spool) = self.spool_for(file.size)
         {
             return self.compared(file, spool);

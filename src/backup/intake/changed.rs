@@ -102,7 +102,8 @@ impl Taking {
     fn known(&self, path: &Path) -> Result<(File, Overlaid)> {
         let known = self.intake.ancestor.as_ref().and_then(|ancestor| {
             let file = ancestor.file(path)?;
-            Some((file.clone(), ancestor.blocks(file, &self.shelf.runtime)?))
+            let blocks = ancestor.blocks(&file, &self.shelf.runtime)?;
+            Some((file, blocks))
         });
         known.ok_or_else(|| {
             let _ = self.intake.without_map.set(path.to_path_buf());

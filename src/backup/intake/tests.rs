@@ -141,7 +141,7 @@ fn take(pieces: Vec<Piece>, exclude: &str) -> Result<Received> {
 #[test]
 fn files_lie_where_the_data_directory_has_them() {
     let received = take(Sent::new().pieces(), "none").unwrap();
-    let files: Vec<_> = received.haul.files.iter().map(|f| f.path.to_str().unwrap()).collect();
+    let files: Vec<_> = received.haul.files.paths().map(|path| path.to_str().unwrap()).collect();
     assert_eq!(files, [BACKUP_LABEL, CONTROL_FILE, "pg_tblspc/7/PG_17_1/5/16384", TABLESPACE_MAP]);
     let directories: Vec<_> = received.directories.iter().map(|d| d.path.to_str().unwrap()).collect();
     assert_eq!(directories, ["global", "pg_tblspc/7", "pg_tblspc/7/PG_17_1", "pg_tblspc/7/PG_17_1/5"]);

@@ -96,7 +96,7 @@ impl Repository {
             if job.can_mend(*index)? {
                 mended.insert(*index);
             } else {
-                job.place.remove(&job.manifest.files[*index].path)?;
+                job.place.remove(job.manifest.files.path(*index))?;
             }
         }
         job.write(&wanted, mended.clone()).await?;
