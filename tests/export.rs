@@ -1,4 +1,5 @@
-//! A backup that is exported is one of PostgreSQL's own: its tools verify and extract it, and its server starts on it.
+//! The ways out: a backup that is exported is one of PostgreSQL's own, whose tools verify and extract it and whose server
+//! starts on it; and a backup that refers to no other is restored without Walden, as docs/FORMAT.md tells.
 #![allow(clippy::unwrap_used, reason = "helpers of a test may panic like the test")]
 
 use std::{fs, path::Path, process::Command};
@@ -71,5 +72,52 @@ fn postgresqls_own_tools_take_it_from_there() {
         let mut copy = Cluster::adopt(&pgdata, installation);
         copy.start();
         assert_eq!(sums.each_ref().map(|sum| copy.psql(sum)), expected);
+    });
+}
+
+/// The commands of docs/FORMAT.md; `S` is the system's folder, `ID` the backup, `DIR` where it goes.
+const BY_HAND: &str = r#"set -e
+for p in $S/backups/$ID/part-*.tar.zst; do zstd -dcq < $p | tar x -C $DIR; done
+zstd -dcq < $S/backups/$ID/manifest-1.json.zst | grep -o '"directories":\[[^]]*' | grep -o '"path":"[^"]*"' | cut -d '"' -f 4 |
+    (cd $DIR && xargs mkdir -p)
+chmod -R go= $DIR
+cat >> $DIR/postgresql.auto.conf <<END
+restore_command = 'zstd -dcq < $S/wal/\$(echo %f | cut -c 1-8)/\$(echo %f | cut -c 9-16)/%f > %p'
+archive_mode = off
+END
+touch $DIR/recovery.signal
+"#;
+
+#[test]
+fn a_first_backup_is_restored_by_zstd_and_tar_alone() {
+    for program in ["zstd", "tar", "xargs"] {
+        if Command::new(program).arg("--version").output().is_err() {
+            eprintln!("{program} is not installed: the restore by hand is not tried");
+            return;
+        }
+    }
+    let format = include_str!("../docs/FORMAT.md");
+    for line in BY_HAND.lines().filter(|line| line.contains("zstd")) {
+        assert!(format.contains(line.trim()), "docs/FORMAT.md does not say {line}");
+    }
+    for_each_version(|installation| {
+        let p = Protected::new(installation, Place::Directory, |b| b.setting("autovacuum", "off"));
+        p.cluster.psql("create table t as select n, md5(n::text) as text from generate_series(1, 50000) as n");
+        let id = p.backup();
+        p.cluster.psql("update t set text = 'after the backup' where n % 100 = 7");
+        p.archive();
+        let sum = "select md5(string_agg(t::text, ',' order by n)) from t";
+        let expected = p.cluster.psql(sum);
+
+        let pgdata = p.scene.folder("by-hand");
+        let system = p.cluster.psql("select system_identifier from pg_control_system()");
+        let folder = p.repository.join(format!("main/{system}-1"));
+        let mut shell = p.scene.owner().command("sh");
+        shell.args(["-c", BY_HAND]).env("S", &folder).env("ID", &id).env("DIR", &pgdata);
+        run(&mut shell).expect_code(0);
+        let mut copy = Cluster::adopt(&pgdata, installation);
+        copy.start();
+        copy.wait_for("select pg_is_in_recovery()", "f");
+        assert_eq!(copy.psql(sum), expected);
     });
 }
