@@ -172,8 +172,10 @@ impl Root {
     /// an object has a durable way up to the root, whoever made it, and costs no fsync above itself.
     fn make_way(&self, folder: &Path) -> io::Result<()> {
         make_folders(folder).map_err(|e| match e.kind() {
-            // That is what a link says when the object is there. Here it is a file in the way.
-            io::ErrorKind::AlreadyExists => io::ErrorKind::NotADirectory.into(),
+            // That is what a link says when the object is there. Here it is a file in the way, or a folder that was
+            // there and that somebody has removed as empty before it was looked at.
+            io::ErrorKind::AlreadyExists if self.is_blocked(folder) => io::ErrorKind::NotADirectory.into(),
+            io::ErrorKind::AlreadyExists => io::ErrorKind::NotFound.into(),
             _ => e,
         })?;
         for folder in folder.ancestors().take_while(|f| f.starts_with(&self.path) && *f != self.path) {
@@ -185,6 +187,12 @@ impl Root {
             folder.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())?;
         }
         Ok(())
+    }
+
+    /// Whether something that is no folder stands where this folder or one above it has to be.
+    fn is_blocked(&self, folder: &Path) -> bool {
+        let mut folders = folder.ancestors().take_while(|f| f.starts_with(&self.path));
+        folders.any(|folder| fs::metadata(folder).is_ok_and(|found| !found.is_dir()))
     }
 
     /// Makes sure that an object that was found is as durable as one that was written, also when it was copied here
