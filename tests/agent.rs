@@ -93,13 +93,22 @@ fn protected(installation: &walden_testkit::postgres::Installation) -> Protected
 
 /// Has PostgreSQL archive from now on.
 fn archives(p: &Protected) {
-    let (program, socket) = (p.scene.program("walden-archive"), socket(p));
-    let command = format!("{} --config {} --agent {} %p", program.display(), p.config.display(), socket.display());
-    p.cluster.psql(&format!("ALTER SYSTEM SET archive_command = '{command}'"));
+    p.cluster.psql(&format!("ALTER SYSTEM SET archive_command = '{} %p'", command(p)));
     p.cluster.reload();
 }
 
-/// `walden-archive` as PostgreSQL runs it.
+fn command(p: &Protected) -> String {
+    let (program, socket) = (p.scene.program("walden-archive"), socket(p));
+    format!("{} --config {} --agent {}", program.display(), p.config.display(), socket.display())
+}
+
+/// The same, started by the server as its archiver starts it.
+#[track_caller]
+fn server_pushes(p: &Protected, name: &str) {
+    p.cluster.psql(&format!("copy (select) to program '{} pg_wal/{name}'", command(p)));
+}
+
+/// `walden-archive`, run by hand.
 fn push(p: &Protected, name: &str) -> Ran {
     run(p.small_program("walden-archive").arg("--agent").arg(socket(p)).arg(format!("pg_wal/{name}")))
 }
@@ -179,8 +188,12 @@ fn a_backlog_is_shipped_before_postgresql_asks() {
     let agent = Agent::start(&p);
     sleep(Duration::from_millis(500));
     assert!(!object(&p, &names[0]).exists(), "PostgreSQL has not called");
-    // A first call, and what it sets going.
-    push(&p, &names[0]).expect_code(0);
+    // Who pushes one by hand means that one.
+    push(&p, &names[1]).expect_code(0);
+    sleep(Duration::from_millis(500));
+    assert!(object(&p, &names[1]).exists() && !object(&p, &names[2]).exists(), "{}", agent.log());
+    // A first call of the server, and what it sets going.
+    server_pushes(&p, &names[0]);
     let begun = Instant::now();
     while names[1..].iter().any(|name| !records(&p).contains(name)) {
         assert!(begun.elapsed() < Duration::from_secs(60), "{:?}\n{}", records(&p), agent.log());
@@ -204,7 +217,9 @@ fn a_backlog_is_shipped_before_postgresql_asks() {
 fn without_an_agent_a_push_takes_others_along() {
     let p = protected(any());
     let names: Vec<String> = (0..5).map(|_| p.cluster.switch_wal()).collect();
-    push(&p, &names[0]).expect_code(0);
+    push(&p, &names[4]).expect_code(0);
+    assert!(records(&p).is_empty() && !object(&p, &names[0]).exists(), "who pushes one by hand means that one");
+    server_pushes(&p, &names[0]);
     assert_eq!(records(&p), names[1..3], "as many as are shipped at a time");
     assert!(names[..3].iter().all(|name| object(&p, name).exists()) && !object(&p, &names[3]).exists());
     let json = p.walden(["--json", "wal", "push", p.cluster.pgdata().join("pg_wal").join(&names[1]).to_str().unwrap()]);
@@ -215,9 +230,10 @@ fn without_an_agent_a_push_takes_others_along() {
     fs::rename(&p.repository, &kept).unwrap();
     p.walden(["init"]).expect_code(0);
     assert!(records(&p).contains(&names[2]));
-    push(&p, &names[2]).expect_code(0);
+    server_pushes(&p, &names[2]);
     assert!(object(&p, &names[2]).exists());
     // A segment that was changed after it was shipped is another one.
+    server_pushes(&p, &names[2]);
     assert!(records(&p).contains(&names[3]));
     let file = p.cluster.pgdata().join("pg_wal").join(&names[3]);
     let mut bytes = fs::read(&file).unwrap();

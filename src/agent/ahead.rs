@@ -44,10 +44,12 @@ impl Served {
         Self { shipper, called: watch::Sender::new(None) }
     }
 
-    /// PostgreSQL asks for this file. Other callers, who work on the files of a stopped server, do not count.
-    pub(super) fn is_called(&self, path: &Path) {
-        let run = self.shipper.pgdata(path).ok().and_then(|pgdata| server::run_of(&pgdata));
-        if let Some(run) = run {
+    /// A process asks for this file. It counts when the server itself has started it: not a person who pushes one file
+    /// by hand, nor who works on the files of a stopped server.
+    pub(super) fn is_called(&self, path: &Path, by: Option<i32>) {
+        let pgdata = self.shipper.pgdata(path).ok();
+        let pgdata = pgdata.zip(by).filter(|(pgdata, by)| server::started(pgdata, *by));
+        if let Some(run) = pgdata.and_then(|(pgdata, _)| server::run_of(&pgdata)) {
             self.called.send_replace(Some(Call { path: path.into(), at: Instant::now(), run }));
         }
     }

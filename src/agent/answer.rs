@@ -22,12 +22,13 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// Reads a question and answers it. A program that has gone is not worked for any longer.
 pub(super) async fn serve(mut stream: UnixStream, desk: Arc<Desk>) {
+    let by = stream.peer_cred().ok().and_then(|peer| peer.pid());
     let mut sent = Vec::new();
     let read = timeout(PATIENCE, (&mut stream).take(LONGEST_REQUEST).read_to_end(&mut sent)).await;
     let request = read.ok().and_then(Result::ok).and_then(|_| Request::from_bytes(&sent));
     let answer = async {
         match &request {
-            Some(request) if request.verb == "push" => push(request, &desk).await,
+            Some(request) if request.verb == "push" => push(request, by, &desk).await,
             _ => None,
         }
     };
@@ -48,7 +49,7 @@ pub(super) async fn serve(mut stream: UnixStream, desk: Arc<Desk>) {
 }
 
 /// `None` where the configuration is wrong: `walden` itself tells how.
-async fn push(request: &Request, desk: &Desk) -> Option<Answer> {
+async fn push(request: &Request, by: Option<i32>, desk: &Desk) -> Option<Answer> {
     let opened = desk.for_request(request).ok()?;
     let path = request.cwd.join(&request.path);
     let cluster = match &request.cluster {
@@ -59,7 +60,7 @@ async fn push(request: &Request, desk: &Desk) -> Option<Answer> {
     let limit = opened.config.archive.timeout;
     let work = async {
         let served = opened.served(&cluster, &desk.agent).await?;
-        served.is_called(&path);
+        served.is_called(&path, by);
         served.shipper.push(&path).await
     };
     let ended = timeout(limit, work).await.unwrap_or_else(|_| Err(archive::out_of_time(limit)));

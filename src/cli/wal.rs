@@ -16,7 +16,7 @@ use crate::{
     archive::{self, Fetch, Fetched, OnDoubt, Shipper, Shipping},
     error::{Error, Kind, Result},
     human,
-    postgres::{SegmentName, WalFile},
+    postgres::{SegmentName, WalFile, server},
 };
 
 /// The arguments.
@@ -64,7 +64,9 @@ async fn push(path: &Path, context: &Context) -> Result<End> {
     let work = async {
         let shipper = Arc::new(Shipper::new(context.store().await?, Shipping::of(config, &cluster)));
         let (along, asked) = (shipper.clone(), path.to_path_buf());
-        let most = config.archive.parallel - 1;
+        // Who pushes a file by hand means that file: what a restored copy holds back is not taken along.
+        let asks = shipper.pgdata(path).is_ok_and(|pgdata| server::started(&pgdata, std::process::id().cast_signed()));
+        let most = if asks { config.archive.parallel - 1 } else { 0 };
         let along = tokio::spawn(async move { along.ahead(&asked, most).await });
         Ok((shipper.push(path).await?, along))
     };

@@ -76,6 +76,21 @@ pub fn run_of(pgdata: &Path) -> Option<String> {
     (lines.len() == 3).then(|| lines.join("\n"))
 }
 
+/// Whether a process was started by the server that runs in `pgdata`, as what its archiver runs is, or by what that
+/// started. Where it cannot be told, it was not.
+pub fn started(pgdata: &Path, pid: i32) -> bool {
+    /// `archive_command` is run by a shell, and may be a script that runs another.
+    const GENERATIONS: usize = 16;
+    let Ok(Running::Yes(postmaster)) = running(pgdata) else { return false };
+    std::iter::successors(Some(pid), |pid| parent_of(*pid)).take(GENERATIONS).any(|pid| pid == postmaster.pid)
+}
+
+/// The fourth field of `/proc/PID/stat`; the second, the program's name in brackets, may hold anything.
+fn parent_of(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok().filter(|parent| *parent > 1)
+}
+
 fn parse(text: &str) -> Option<Postmaster> {
     let lines: Vec<&str> = text.lines().collect();
     let line = |number: usize| lines.get(number - 1).copied().unwrap_or_default();
