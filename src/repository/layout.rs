@@ -71,6 +71,16 @@ impl SystemFolder {
         Ok(format!("{}.partial/", self.segment(name)?))
     }
 
+    /// The folder of the pieces of a segment that is not complete.
+    pub fn pieces(&self, name: SegmentName) -> Result<String> {
+        Ok(format!("{}.pieces/", self.segment(name)?))
+    }
+
+    /// The piece of a segment that holds its bytes from offset `from` up to offset `to`.
+    pub fn piece(&self, name: SegmentName, from: u32, to: u32) -> Result<Key> {
+        Key::new(format!("{}{from:08X}-{to:08X}", self.pieces(name)?))
+    }
+
     /// The history file of a timeline.
     pub fn history(&self, timeline: TimelineId) -> Result<Key> {
         Key::new(format!("{}{}.history", self.timeline(timeline), timeline.hex()))
@@ -163,6 +173,16 @@ pub fn segment_of(key: &Key) -> Option<SegmentName> {
     folder.ends_with(&format!("/wal/{}/{:08X}", name.timeline.hex(), name.log)).then_some(name)
 }
 
+/// The segment that the key of a piece names, and the offsets of its first byte and of the first after it.
+#[must_use]
+pub fn piece_of(key: &Key) -> Option<(SegmentName, u32, u32)> {
+    let (folder, range) = key.as_str().rsplit_once('/')?;
+    let name = segment_of(&Key::new(folder.strip_suffix(".pieces")?).ok()?)?;
+    let (from, to) = range.split_once('-')?;
+    let (from, to) = (u32::from_str_radix(from, 16).ok()?, u32::from_str_radix(to, 16).ok()?);
+    (from < to && range == format!("{from:08X}-{to:08X}")).then_some((name, from, to))
+}
+
 /// The name of the roll-up that an object's key names, if it is one's.
 #[must_use]
 pub(super) fn roll_up_of(key: &Key) -> Option<RollUpName> {
@@ -238,6 +258,14 @@ mod tests {
     #[test]
     fn a_segment_is_known_by_its_key_alone() {
         let name: SegmentName = "0000000A000000010000000F".parse().unwrap();
+        let piece = folder().piece(name, 0x1000, 0x4000_0000).unwrap();
+        assert_eq!(piece.as_str(), "main/7-1/wal/0000000A/00000001/0000000A000000010000000F.pieces/00001000-40000000");
+        assert_eq!(piece_of(&piece), Some((name, 0x1000, 0x4000_0000)));
+        assert_eq!((segment_of(&piece), archived(&piece)), (None, None));
+        for range in ["00001000-00001000", "1000-00002000", "00001000-0000200g", "00001000"] {
+            let key = Key::new(format!("{}{range}", folder().pieces(name).unwrap())).unwrap();
+            assert_eq!(piece_of(&key), None, "{range}");
+        }
         assert_eq!(segment_of(&folder().segment(name).unwrap()), Some(name));
         for text in [
             "main/7-1/wal/0000000A/00000001/0000000A000000010000000F.partial/ab",

@@ -14,6 +14,7 @@ mod manifest;
 mod names;
 mod notes;
 mod part_index;
+pub mod pieces;
 mod references;
 mod rolling;
 pub mod rollup;
