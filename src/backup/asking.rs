@@ -3,7 +3,8 @@
 //!
 //! The server knows from its summaries of the WAL which blocks were changed since the ancestor began; it is told when
 //! that was by a `backup_manifest` that is made from the ancestor's. Only files with a map of their blocks are named in
-//! it: whatever it does not name the server sends entire. Every doubt, the server's or ours, ends in everything.
+//! it: whatever it does not name the server sends entire. It also has to tell, by SQL, which files were cut short since
+//! (`summaries::Cuts`). Every doubt, the server's or ours, ends in everything.
 
 use std::{
     io::{self, BufWriter, Write},
@@ -17,16 +18,19 @@ use super::{
     ancestor::{self, Ancestor},
     changes,
     request::{BackupRequest, Surroundings},
+    summaries::Cuts,
 };
 use crate::{
     error::{Error, Result},
     postgres::{
         TimelineHistory, TimelineId,
         backup_manifest::{ManifestWriter, WalRange},
+        relation::{Fork, RelationFile},
         replication::{
             Facts, Replication,
             base_backup::{Options, Started},
         },
+        sql::Session,
     },
     repository::{BackupDocument, BackupId, File, Hashed, System, join},
 };
@@ -41,8 +45,8 @@ pub struct Asked {
     pub started: Started,
     /// What to compare with.
     pub ancestor: Option<Arc<Ancestor>>,
-    /// Whether it sends of the ancestor's files only what changed.
-    pub incremental: bool,
+    /// What was cut off since, when it sends of the ancestor's files only what changed.
+    pub incremental: Option<Arc<Cuts>>,
     /// Why it does not, where it was meant to.
     pub refused: Option<String>,
 }
@@ -72,7 +76,10 @@ impl Asking<'_> {
             let base = ancestor::find_backup(self.system, &history, block_size).await?.map(Arc::new);
             if let Some(base) = base.filter(|base| named(base, block_size).next().is_some()) {
                 match self.ask_changes(connection, &base).await {
-                    Ok(started) => return Ok(Asked { started, ancestor: Some(base), incremental: true, refused }),
+                    Ok((started, cuts)) => {
+                        let (ancestor, incremental) = (Some(base), Some(Arc::new(cuts)));
+                        return Ok(Asked { started, ancestor, incremental, refused });
+                    }
                     Err(error) if connection.is_free() => refused = Some(error.to_string()),
                     Err(error) => return Err(error),
                 }
@@ -90,7 +97,7 @@ impl Asking<'_> {
         refused: Option<String>,
     ) -> Result<Asked> {
         let started = self.start(connection, false).await?;
-        Ok(Asked { started, ancestor, incremental: false, refused })
+        Ok(Asked { started, ancestor, incremental: None, refused })
     }
 
     async fn start(&self, connection: &mut Replication, incremental: bool) -> Result<Started> {
@@ -109,7 +116,14 @@ impl Asking<'_> {
         TimelineHistory::parse(timeline, &String::from_utf8_lossy(&bytes))
     }
 
-    async fn ask_changes(&self, connection: &mut Replication, ancestor: &Arc<Ancestor>) -> Result<Started> {
+    async fn ask_changes(&self, connection: &mut Replication, ancestor: &Arc<Ancestor>) -> Result<(Started, Cuts)> {
+        let told = |e: Error| e.context("ask what was cut off since the last backup");
+        let session = Session::open(&self.request.conninfo).await.map_err(told)?;
+        if !session.may_read_wal_summaries().await.map_err(told)? {
+            return Err(Error::failed(
+                "the role may not execute pg_available_wal_summaries and pg_wal_summary_contents",
+            ));
+        }
         let base = ancestor.base().ok_or_else(|| Error::internal("an ancestor without a backup"))?;
         // pg_checksums writes every page, and no WAL.
         if base.data_checksums != self.facts.data_checksums {
@@ -118,7 +132,16 @@ impl Asking<'_> {
         self.upload(connection, ancestor, base)
             .await
             .map_err(|e| e.context(format_args!("tell of backup {}", base.id)))?;
-        self.start(connection, true).await
+        let started = self.start(connection, true).await?;
+        let timeline = self.facts.identity.timeline;
+        let cuts = match ancestor.since() {
+            Some(since) => Cuts::since(&session, since, timeline, started.start.lsn).await,
+            None => Err(Error::internal("an ancestor without a backup")),
+        };
+        if cuts.is_err() {
+            connection.cancel().await?;
+        }
+        Ok((started, cuts.map_err(told)?))
     }
 
     /// Makes the manifest while it is sent.
@@ -146,12 +169,14 @@ impl Asking<'_> {
     }
 }
 
-/// The files of which changes alone may come: with a map of every layer, and not so many layers that they are to be
-/// stored whole again.
+/// The files of which changes alone may come: main forks (records that change a visibility map do not name its blocks)
+/// with a map of every layer, and not so many layers that they are to be stored whole again.
 fn named(ancestor: &Ancestor, block_size: u32) -> impl Iterator<Item = File> {
     ancestor.files().filter(move |file| {
+        let name = file.path.file_name().and_then(|name| RelationFile::parse(name.to_str()?));
+        let main = name.is_some_and(|name| name.fork == Fork::Main);
         let mapped = file.hashed == Hashed::Blocks && file.layers.iter().all(|layer| layer.map.is_some());
-        mapped && changes::takes_a_layer(file, block_size)
+        main && mapped && changes::takes_a_layer(file, block_size)
     })
 }
 

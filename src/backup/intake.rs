@@ -22,6 +22,7 @@ use super::{
     part::{Attributes, Parts},
     shelf::Shelf,
     source::{self, CHUNK, Pages},
+    summaries::Cuts,
     workers::Haul,
 };
 use crate::{
@@ -49,8 +50,8 @@ pub struct Intake {
     pub parts: Arc<Parts>,
     /// What to compare with.
     pub ancestor: Option<Arc<Ancestor>>,
-    /// Whether only the changed blocks of the ancestor's files come.
-    pub incremental: bool,
+    /// What was cut off since, when only the changed blocks of the ancestor's files come.
+    pub incremental: Option<Arc<Cuts>>,
     /// A file of that kind of which the ancestor has no map after all: then the intake fails, and all must come.
     pub without_map: Arc<OnceLock<PathBuf>>,
     /// The size of a block.

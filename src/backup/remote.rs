@@ -158,7 +158,7 @@ impl Driver<'_> {
         let intake = Intake {
             parts,
             ancestor: asked.ancestor.clone(),
-            incremental: asked.incremental,
+            incremental: asked.incremental.clone(),
             without_map,
             block_size: facts.block_size,
             archives: archives.clone(),
@@ -185,7 +185,7 @@ impl Driver<'_> {
     /// That what came is of the server that we began with, builds on what we know, and that the server and we judge its
     /// pages alike.
     fn check(&self, received: &Received, ended: Ended, asked: &Asked) -> Result<()> {
-        let base = asked.ancestor.as_ref().filter(|_| asked.incremental).and_then(|ancestor| ancestor.base());
+        let base = asked.ancestor.as_ref().filter(|_| asked.incremental.is_some()).and_then(|ancestor| ancestor.base());
         if received.label.incremental_from != base.map(|base| (base.start_lsn, base.timeline)) {
             return Err(Error::failed("the server sent what changed since another backup than it was asked for"));
         }

@@ -18,6 +18,10 @@
 //! the block was gone. The rule is that of `GetFileBackupMethod` in basebackup_incremental.c, read the safe way: all
 //! blocks that any summary names are read, those too that a later truncation made of no interest.
 
+mod cuts;
+
+pub use cuts::Cuts;
+
 use std::{
     collections::{HashMap, HashSet},
     path::Path,
@@ -30,7 +34,7 @@ use crate::{
     postgres::{
         Lsn, TimelineId,
         relation::{Fork, RelationFile, database_of},
-        sql::{Session, SummaryRow},
+        sql::{Session, SummaryRow, SummaryRows},
     },
 };
 
@@ -93,7 +97,7 @@ async fn read(session: &Session, timeline: TimelineId, from: Lsn, to: Lsn) -> Re
     let summaries = complete(session, timeline, from, to).await?;
     let mut changed = Changed::default();
     for summary in summaries {
-        session.wal_summary(timeline, summary, |row| changed.take(row)).await?;
+        session.wal_summary(timeline, summary, SummaryRows::All, |row| changed.take(row)).await?;
         if changed.held > MOST && changed.settle() > MOST / 2 {
             tracing::info!("WAL summaries name more than {} blocks: every block is read", MOST / 2);
             return Ok(None);

@@ -7,7 +7,7 @@ pub mod catalogue;
 pub mod environment;
 mod summaries;
 
-pub use summaries::SummaryRow;
+pub use summaries::{SummaryRow, SummaryRows};
 
 use std::{collections::HashMap, future::Future, path::PathBuf, str::FromStr, time::Duration};
 

@@ -111,7 +111,7 @@ impl Judge {
 impl Taking {
     /// Stores a file, or finds that it is stored already.
     pub(super) fn file(&mut self, file: &mut Arriving<'_>) -> Result<()> {
-        let changed = if self.intake.incremental { changed_file(&file.path) } else { None };
+        let changed = self.intake.incremental.as_ref().and_then(|_| changed_file(&file.path));
         if !self.is_stored(changed.as_ref().unwrap_or(&file.path)) {
             return self.pass_over(file);
         }
@@ -179,7 +179,7 @@ impl Taking {
         let known = self.intake.ancestor.as_ref().and_then(|ancestor| ancestor.file(&file.path));
         // One with so many layers that the server was not asked for its changes: this ends that.
         let too_many = |known: &File| known.layers.len() > 1 && !changes::takes_a_layer(known, self.intake.block_size);
-        let settled = |known: &File| self.intake.incremental && too_many(known);
+        let settled = |known: &File| self.intake.incremental.is_some() && too_many(known);
         if known.is_some_and(|known| known.hashed == Hashed::Blocks && !settled(&known))
             && let Some(spool) = self.spool_for(file.size)
         {

@@ -1,8 +1,8 @@
 //! A file of which the server sends only the blocks that changed since the ancestor (17 on): they become a layer over
 //! the ancestor's, and the map of the file is the ancestor's with theirs in it.
 //!
-//! The layer is written in PostgreSQL's own format, but the file past the ancestor's end always lies in it, as in every
-//! layer of ours: there the server leaves out pages of zeros, which are in no WAL.
+//! The layer is written in PostgreSQL's own format, but the file past the ancestor's end, or past where it was cut off
+//! since, always lies in it, as in every layer of ours: there the server leaves out pages of zeros, which are in no WAL.
 
 use std::{
     collections::BTreeSet,
@@ -61,7 +61,8 @@ impl Taking {
             .ok_or_else(|| Error::damaged(format!("the server sent a {} that is too long", file.path.display())))?;
         let known_blocks = old.map.hashes().len() as u32;
         let sent: BTreeSet<u32> = header.blocks.iter().copied().collect();
-        let layer: BTreeSet<u32> = sent.iter().copied().chain(known_blocks.min(header.truncation)..blocks).collect();
+        let kept = self.kept(&path).min(known_blocks).min(header.truncation);
+        let layer: BTreeSet<u32> = sent.iter().copied().chain(kept..blocks).collect();
         let mut now = Arriving {
             path,
             size: u64::from(blocks) * u64::from(block_size),
@@ -96,6 +97,13 @@ impl Taking {
         self.as_sent.push(ManifestFile { path, size: file.size, crc32c: from.crc32c });
         self.merged += 1;
         Ok(stored)
+    }
+
+    /// How many of its first blocks were there all the time.
+    fn kept(&self, path: &Path) -> u32 {
+        let FileKind::Relation(relation) = FileKind::of(path) else { return 0 };
+        let first = relation.first_block(self.intake.relation_segment_blocks);
+        self.intake.incremental.as_ref().map_or(0, |cuts| cuts.kept(path, first))
     }
 
     /// The ancestor's file and its blocks. Where they are not to be had, the backup must be taken in another way.

@@ -115,7 +115,7 @@ fn take(pieces: Vec<Piece>, exclude: &str) -> Result<Received> {
         let intake = Intake {
             parts: Arc::new(Parts::new(system, "20261121T014500Z".parse().unwrap(), 1)),
             ancestor: None,
-            incremental: false,
+            incremental: None,
             without_map: Arc::default(),
             block_size: 8192,
             archives: archives(),

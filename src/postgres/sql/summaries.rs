@@ -27,6 +27,15 @@ pub struct SummaryRow {
     pub is_limit: bool,
 }
 
+/// Which rows of a summary are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SummaryRows {
+    /// All.
+    All,
+    /// Those that tell a limit.
+    Limits,
+}
+
 impl Session {
     /// Whether the server keeps WAL summaries.
     pub async fn summarizes_wal(&self) -> Result<bool> {
@@ -34,6 +43,13 @@ impl Session {
             return Ok(false);
         }
         Ok(self.text("SELECT current_setting('summarize_wal', true)", &[]).await?.as_deref() == Some("on"))
+    }
+
+    /// Whether the role may read them: superusers may, and whoever was granted to execute the functions.
+    pub async fn may_read_wal_summaries(&self) -> Result<bool> {
+        let sql = "SELECT bool_and(has_function_privilege(oid, 'EXECUTE'))::text FROM pg_proc \
+                   WHERE proname IN ('pg_available_wal_summaries', 'pg_wal_summary_contents')";
+        Ok(self.text(sql, &[]).await?.as_deref() == Some("true"))
     }
 
     /// The stretches of a timeline's log that there are summaries of.
@@ -48,13 +64,16 @@ impl Session {
         &self,
         timeline: TimelineId,
         (start, end): (Lsn, Lsn),
+        wanted: SummaryRows,
         mut each: impl FnMut(SummaryRow),
     ) -> Result<()> {
         let sql = "SELECT reltablespace, reldatabase, relfilenode, relblocknumber, is_limit_block \
-                   FROM pg_wal_summary_contents($1, $2::text::pg_lsn, $3::text::pg_lsn) WHERE relforknumber = 0";
+                   FROM pg_wal_summary_contents($1, $2::text::pg_lsn, $3::text::pg_lsn) \
+                   WHERE relforknumber = 0 AND (is_limit_block OR NOT $4)";
         let (start, end) = (start.to_string(), end.to_string());
         let failed = |e| self.failed("read a WAL summary", e);
-        let parameters: [&(dyn ToSql + Sync); 3] = [&i64::from(timeline.get()), &start, &end];
+        let parameters: [&(dyn ToSql + Sync); 4] =
+            [&i64::from(timeline.get()), &start, &end, &(wanted == SummaryRows::Limits)];
         let mut rows = pin!(self.client.query_raw(sql, parameters).await.map_err(failed)?);
         while let Some(row) = rows.try_next().await.map_err(failed)? {
             each(SummaryRow {
