@@ -4,7 +4,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Weak,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -13,14 +13,15 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{archive::Shipper, postgres::server};
+use crate::{archive::Shipper, clock::Random, postgres::server};
 
 /// How long after a call PostgreSQL counts as calling: after three failures its archiver pauses for a minute
 /// (`PGARCH_AUTOWAKE_INTERVAL`, pgarch.c).
 const CALLING: Duration = Duration::from_secs(90);
 /// Between two looks for ready segments.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Between two tries when the repository does not answer; doubled up to the second.
+/// Between two tries when the repository does not answer; doubled up to the second, and less by up to a half, so that
+/// those who have lost the same repository do not all come back at once.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
@@ -56,9 +57,10 @@ impl Served {
 }
 
 /// Ships what is ready, as long as somebody serves the cluster.
-pub(super) async fn ship(served: Weak<Served>) {
+pub(super) async fn ship(served: Weak<Served>, random: Arc<Random>) {
     let Some(mut called) = served.upgrade().map(|served| served.called.subscribe()) else { return };
     let mut retry = FIRST_RETRY;
+    let mut most = usize::MAX;
     while let Some(served) = served.upgrade() {
         let call = called.borrow_and_update().clone();
         let Some(call) = call.filter(|call| is_calling(call, &served)) else {
@@ -67,9 +69,9 @@ pub(super) async fn ship(served: Weak<Served>) {
             _ = called.changed().await;
             continue;
         };
-        match served.shipper.ahead(&call.path, usize::MAX).await {
+        match served.shipper.ahead(&call.path, most).await {
             Ok(_) => {
-                retry = FIRST_RETRY;
+                (retry, most) = (FIRST_RETRY, usize::MAX);
                 drop(served);
                 sleep(PAUSE).await;
             }
@@ -77,8 +79,9 @@ pub(super) async fn ship(served: Weak<Served>) {
                 tracing::info!("cluster {}: ship ahead: {error}", served.shipper.shipping().cluster);
                 drop(served);
                 // PostgreSQL's own calls tell whoever looks, and one that comes is a reason to try again.
-                _ = timeout(retry, called.changed()).await;
-                retry = (retry * 2).min(LAST_RETRY);
+                _ = timeout(retry.mul_f64(1.0 - random.fraction() / 2.0), called.changed()).await;
+                // One goes first and finds out whether the others may follow.
+                (retry, most) = ((retry * 2).min(LAST_RETRY), 1);
             }
         }
     }

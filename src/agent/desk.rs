@@ -16,6 +16,7 @@ use crate::{
     archive::{Shipper, Shipping},
     config::{self, ClusterConfig, Config, Lookup},
     error::Result,
+    pace::{self, Cores},
     repository::ClusterName,
     store::Store,
 };
@@ -29,6 +30,8 @@ pub(super) struct Desk {
 pub(super) struct Opened {
     pub(super) config: Config,
     store: OnceCell<Arc<dyn Store>>,
+    /// The processors that all clusters share.
+    cores: Arc<Cores>,
     served: Mutex<HashMap<ClusterName, Arc<Served>>>,
 }
 
@@ -55,7 +58,11 @@ impl Desk {
 
 impl Opened {
     fn new(config: Config) -> Self {
-        Self { config, store: OnceCell::new(), served: Mutex::default() }
+        for why in pace::lower(config.archive.nice, None) {
+            tracing::warn!("the priority of archiving could not be lowered: {why}");
+        }
+        let cores = Arc::new(Cores::new(config.archive.cpu));
+        Self { config, store: OnceCell::new(), cores, served: Mutex::default() }
     }
 
     /// The one that serves a cluster.
@@ -64,9 +71,9 @@ impl Opened {
         let store = self.store.get_or_try_init(open).await?;
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
-            let shipper = Shipper::new(store.clone(), Shipping::of(&self.config, cluster));
+            let shipper = Shipper::new(store.clone(), Shipping::of(&self.config, cluster), self.cores.clone());
             let served = Arc::new(Served::new(shipper));
-            _ = tokio::spawn(ahead::ship(Arc::downgrade(&served)));
+            _ = tokio::spawn(ahead::ship(Arc::downgrade(&served), agent.random.clone()));
             served
         };
         Ok(served.entry(cluster.name.clone()).or_insert_with(new).clone())

@@ -1,6 +1,7 @@
 //! The archive of one system: segments and their companions in and out, as `archive_command` and
 //! `restore_command` ask for it.
 
+mod backlog;
 mod fetch;
 mod push;
 mod shipped;

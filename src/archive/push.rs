@@ -7,9 +7,9 @@ use std::{
     sync::Arc,
 };
 
-use tokio::{runtime::Handle, task::JoinHandle};
+use tokio::runtime::Handle;
 
-use super::data_directory;
+use super::{backlog::Effort, data_directory};
 use crate::{
     error::{Error, Kind, Result},
     postgres::{ControlFile, Lsn, TimelineHistory, TimelineId, WalFile},
@@ -17,7 +17,7 @@ use crate::{
         ClusterName, FORMAT, Incarnation, System, join,
         wal_object::{self, WalHead},
     },
-    seal::{self, Blake3, FrameWriter},
+    seal::{self, Blake3, FrameTeam},
     store::{Key, Put, Store, bridge},
     wal::{self, Ending, Summarizer, Summary},
 };
@@ -51,33 +51,37 @@ const HELD: u64 = 64 << 20;
 
 /// Pushes a file.
 pub async fn push(store: Arc<dyn Store>, cluster: &ClusterName, request: &Push) -> Result<Pushed> {
-    let sealing = Sealing::start(request)?;
+    let sealing = Sealing::new(request)?;
     // The repository answers while the segment is being compressed.
-    let (system, sealed) = tokio::join!(System::open(store, cluster, sealing.incarnation), sealing.end());
+    let incarnation = sealing.incarnation;
+    let (system, sealed) =
+        tokio::join!(System::open(store, cluster, incarnation), sealing.seal(Effort::alone(request.level)));
     let sealed = sealed?;
     store_sealed(&system?, sealed, request).await
 }
 
-/// A file that is being checked and compressed.
+/// A file that is to be checked and compressed.
 pub(super) struct Sealing {
     /// The system that its data directory belongs to.
     pub(super) incarnation: Incarnation,
-    sealed: JoinHandle<Result<Sealed>>,
+    file: WalFile,
+    path: PathBuf,
+    pgdata: PathBuf,
+    control: ControlFile,
 }
 
 impl Sealing {
-    pub(super) fn start(request: &Push) -> Result<Self> {
-        let file: WalFile = request.path.file_name().and_then(|n| n.to_str()).unwrap_or_default().parse()?;
-        let pgdata = data_directory(&request.path, request.pgdata.as_deref())?;
+    pub(super) fn new(request: &Push) -> Result<Self> {
+        let path = request.path.clone();
+        let file: WalFile = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().parse()?;
+        let pgdata = data_directory(&path, request.pgdata.as_deref())?;
         let control = ControlFile::read(&pgdata)?;
         let incarnation = Incarnation { system: control.system, number: request.incarnation };
-        let request = request.clone();
-        let sealed = tokio::task::spawn_blocking(move || Sealed::new(&request, file, &control, &pgdata));
-        Ok(Self { incarnation, sealed })
+        Ok(Self { incarnation, file, path, pgdata, control })
     }
 
-    pub(super) async fn end(self) -> Result<Sealed> {
-        join(self.sealed.await)?
+    pub(super) async fn seal(self, effort: Effort) -> Result<Sealed> {
+        join(tokio::task::spawn_blocking(move || Sealed::new(self, effort)).await)?
     }
 }
 
@@ -98,10 +102,11 @@ pub(super) async fn store_sealed(system: &System, sealed: Sealed, request: &Push
     }
     prove_ancestry(system, file, &sealed, request).await?;
     let key = system.folder.wal_file(file, sealed.head.blake3)?;
+    let head = sealed.head.clone();
     let (put, stored) = sealed.put(system, &key, request).await?;
     let already = put == Put::Exists;
     if already {
-        same_content(system, &key, &sealed.head).await?;
+        same_content(system, &key, &head).await?;
     }
     Ok(Pushed { file, stored, already })
 }
@@ -112,26 +117,36 @@ pub(super) struct Sealed {
     /// The head as it stands in front of the object.
     front: Vec<u8>,
     facts: Option<wal::SegmentFacts>,
-    frames: Option<Vec<u8>>,
+    content: Content,
+}
+
+/// What is compressed.
+enum Content {
+    Held(Vec<u8>),
+    /// It is compressed again as it is sent, in the same way.
+    Again(Effort),
 }
 
 impl Sealed {
-    fn new(request: &Push, file: WalFile, control: &ControlFile, pgdata: &Path) -> Result<Self> {
-        let path = &request.path;
+    fn new(Sealing { file, ref path, ref pgdata, control, .. }: Sealing, effort: Effort) -> Result<Self> {
         let mut from = File::open(path).map_err(|e| Error::io("open", path, e))?;
         let size = from.metadata().map_err(|e| Error::io("stat", path, e))?.len();
         let mut check = Check::new(file, size);
-        let mut frames = FrameWriter::new(Sink { held: (size <= HELD).then(Vec::new) }, request.level)
-            .map_err(|e| Error::internal("start the zstd encoder").source(e))?;
         let mut hasher = blake3::Hasher::new();
         let mut summarizer = None;
-        let length = pieces(&mut from, path, |piece| {
-            check.feed(piece)?;
-            if let Some(start) = check.start() {
-                summarizer.get_or_insert_with(|| Summarizer::new(start)).feed(piece);
-            }
-            hasher.update(piece);
-            frames.write_all(piece).map_err(|e| Error::internal("compress").source(e))
+        let sink = Sink { held: (size <= HELD).then(Vec::new) };
+        let failed = |e| Error::internal("compress").source(e);
+        let (length, sink, compressed) = FrameTeam::run(sink, effort.level, effort.helpers, failed, |team| {
+            pieces(&mut from, path, |piece| {
+                // First of all: helpers work meanwhile.
+                team.frame(piece).map_err(failed)?;
+                check.feed(piece)?;
+                if let Some(start) = check.start() {
+                    summarizer.get_or_insert_with(|| Summarizer::new(start)).feed(piece);
+                }
+                hasher.update(piece);
+                Ok(())
+            })
         })?;
         if length != size {
             return Err(Error::refused(format!(
@@ -149,7 +164,6 @@ impl Sealed {
             ))
             .hint("a segment of another server lies in this pg_wal; nothing was stored"));
         }
-        let (sink, _, compressed) = frames.finish().map_err(|e| Error::internal("compress").source(e))?;
         let summary = summarizer.map(Summarizer::finish);
         if let (WalFile::Segment(_), Some(Summary { ending: Ending::Broken { at, why }, .. })) = (file, &summary) {
             tracing::warn!(
@@ -170,40 +184,51 @@ impl Sealed {
             summary,
         };
         let front = head.to_bytes()?;
-        Ok(Self { head, front, facts, frames: sink.held })
+        let content = sink.held.map_or(Content::Again(effort), Content::Held);
+        Ok(Self { head, front, facts, content })
     }
 
-    async fn put(&self, system: &System, key: &Key, request: &Push) -> Result<(Put, u64)> {
-        let mut object = self.front.clone();
-        let stored = object.len() as u64 + self.head.compressed;
-        if let Some(frames) = &self.frames {
-            object.extend_from_slice(frames);
-            return Ok((system.store.put(key, object.into()).await?, stored));
-        }
+    async fn put(self, system: &System, key: &Key, request: &Push) -> Result<(Put, u64)> {
+        let Self { head, front, content, .. } = self;
+        let stored = front.len() as u64 + head.compressed;
+        let effort = match content {
+            Content::Held(mut object) => {
+                object.splice(0..0, front);
+                return Ok((system.store.put(key, object.into()).await?, stored));
+            }
+            Content::Again(effort) => effort,
+        };
         let upload = system.store.upload(key).await?;
         let writer = bridge::UploadWriter::new(upload, Handle::current());
-        let (path, level, expected) = (request.path.clone(), request.level, self.head.blake3);
-        let put = tokio::task::spawn_blocking(move || stream(&path, level, expected, &object, writer)).await;
+        let (path, expected) = (request.path.clone(), head.blake3);
+        let put = tokio::task::spawn_blocking(move || stream(&path, &effort, expected, &front, writer)).await;
         Ok((join(put)??, stored))
     }
 }
 
 /// The second reading of a long file: what is sent must be what was checked.
-fn stream(path: &Path, level: i32, expected: Blake3, head: &[u8], mut writer: bridge::UploadWriter) -> Result<Put> {
+fn stream(
+    path: &Path,
+    effort: &Effort,
+    expected: Blake3,
+    head: &[u8],
+    mut writer: bridge::UploadWriter,
+) -> Result<Put> {
     let failed = |e: io::Error| bridge::from_io(e, |e| Error::internal("compress").source(e));
     let mut from = File::open(path).map_err(|e| Error::io("open", path, e))?;
     from.rewind().map_err(|e| Error::io("read", path, e))?;
     writer.write_all(head).map_err(failed)?;
-    let mut frames = FrameWriter::new(writer, level).map_err(failed)?;
     let mut hasher = blake3::Hasher::new();
-    pieces(&mut from, path, |piece| {
-        hasher.update(piece);
-        frames.write_all(piece).map_err(failed)
+    let (_, writer, _) = FrameTeam::run(writer, effort.level, effort.helpers, failed, |team| {
+        pieces(&mut from, path, |piece| {
+            hasher.update(piece);
+            team.frame(piece).map_err(failed)
+        })
     })?;
     if Blake3::from(&hasher) != expected {
         return Err(Error::refused(format!("{} changed while it was read", path.display())));
     }
-    frames.finish().map_err(failed)?.0.finish()
+    writer.finish()
 }
 
 /// Keeps what is written, or only lets it pass.

@@ -9,16 +9,21 @@ use std::{
 };
 
 use futures_util::{TryStreamExt, stream};
-use tokio::sync::{Mutex as AsyncMutex, OnceCell};
+use tokio::{
+    sync::{Mutex as AsyncMutex, OnceCell},
+    time::timeout,
+};
 
 use super::{
-    data_directory,
+    backlog::{Backlog, Effort},
+    data_directory, out_of_time,
     push::{self, Push, Pushed, Sealing},
     shipped::{FileId, Shipped},
 };
 use crate::{
-    config::{ClusterConfig, Config},
+    config::{ClusterConfig, Config, Levels},
     error::{Error, Kind, Result},
+    pace::Cores,
     postgres::{ControlFile, WalFile, archive_status},
     repository::{self, ClusterName, Incarnation, System},
     store::Store,
@@ -27,6 +32,10 @@ use crate::{
 /// How long it is believed that the repository is the one that it was: what was remembered of a repository that was
 /// wiped and made anew in between counts for nothing.
 const TRUSTED: Duration = Duration::from_secs(60);
+/// Segments that are shipped at the same time are together no longer than this: what is made of them is held in memory.
+const IN_MEMORY: u64 = 128 << 20;
+/// A file up to this size, a history or a backup label, makes no work.
+const SMALL: u64 = 64 << 10;
 
 /// How a cluster's WAL is shipped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,10 +46,12 @@ pub struct Shipping {
     pub pgdata: Option<PathBuf>,
     /// The incarnation as the configuration has it.
     pub incarnation: u32,
-    /// zstd's level.
-    pub level: i32,
+    /// zstd's levels.
+    pub levels: Levels,
     /// How many files are shipped at a time.
     pub parallel: usize,
+    /// How long one of them may take.
+    pub timeout: Duration,
     /// Where it is remembered what was shipped before PostgreSQL asked.
     pub state_dir: PathBuf,
 }
@@ -53,8 +64,9 @@ impl Shipping {
             cluster: cluster.name.clone(),
             pgdata: cluster.pgdata().ok().map(PathBuf::from),
             incarnation: cluster.incarnation,
-            level: config.archive.compression,
+            levels: config.archive.compression,
             parallel: config.archive.parallel,
+            timeout: config.archive.timeout,
             state_dir: config.archive.state_dir.clone(),
         }
     }
@@ -65,6 +77,8 @@ impl Shipping {
 pub struct Shipper {
     store: Arc<dyn Store>,
     shipping: Shipping,
+    cores: Arc<Cores>,
+    backlog: Backlog,
     opened: AsyncMutex<Option<Arc<Opened>>>,
     /// What is being pushed: a second call for the same file waits for the first.
     under_way: Mutex<HashMap<WalFile, Arc<Shipment>>>,
@@ -93,10 +107,11 @@ struct Told {
 }
 
 impl Shipper {
-    /// Nothing is opened yet.
+    /// Nothing is opened yet. All shippers of a program share the processors that they may take.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, shipping: Shipping) -> Self {
-        Self { store, shipping, opened: AsyncMutex::default(), under_way: Mutex::default() }
+    pub fn new(store: Arc<dyn Store>, shipping: Shipping, cores: Arc<Cores>) -> Self {
+        let (opened, under_way) = (AsyncMutex::default(), Mutex::default());
+        Self { store, shipping, cores, backlog: Backlog::default(), opened, under_way }
     }
 
     /// How it ships.
@@ -139,25 +154,40 @@ impl Shipper {
             }
             return Ok(0);
         }
-        let opened = self.opened(self.incarnation(&pg_wal.join("any"))?).await?;
-        let shipped = self.shipped(&opened).await?;
+        let opened = self.in_time(self.opened(self.incarnation(&pg_wal.join("any"))?)).await?;
+        let shipped = self.in_time(self.shipped(&opened)).await?;
         self.tidy(shipped, &waiting)?;
         let new = others().map(|file| (file, pg_wal.join(file.to_string())));
         // One that was archived in this moment may be gone.
         let new = new.filter_map(|(file, path)| FileId::of(&path).ok().map(|id| (file, path, id)));
-        let new = new.filter(|(file, _, id)| !shipped.knows(*file, id)).take(most).collect::<Vec<_>>();
+        let mut new = new.filter(|(file, _, id)| !shipped.knows(*file, id)).collect::<Vec<_>>();
+        self.backlog.tell(new.len());
+        new.truncate(most);
         stream::iter(new.into_iter().map(Ok))
             .map_ok(async |(file, path, id)| {
-                self.ship(&path, file, id).await?;
+                self.backlog.begun();
+                self.in_time(self.ship(&path, file, id)).await?;
                 // What changed meanwhile was not what was shipped.
                 if FileId::of(&path).is_ok_and(|now| now == id) {
                     shipped.remember(file, &id).map_err(|e| Error::io("write in", &self.shipping.state_dir, e))?;
                 }
                 Ok(())
             })
-            .try_buffer_unordered(self.shipping.parallel)
+            .try_buffer_unordered(self.at_a_time(&opened))
             .try_fold(0, async |count, ()| Ok(count + 1))
             .await
+    }
+
+    /// Nobody waits for what is shipped ahead: it ends at the same time as if somebody did.
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let limit = self.shipping.timeout;
+        timeout(limit, work).await.unwrap_or_else(|_| Err(out_of_time(limit)))
+    }
+
+    /// As many as are configured, unless they would take too much memory.
+    fn at_a_time(&self, opened: &Opened) -> usize {
+        let fit = IN_MEMORY / opened.system.document.segment_size.bytes();
+        self.shipping.parallel.min(usize::try_from(fit).unwrap_or(usize::MAX)).max(1)
     }
 
     /// What does not wait any more was archived, or went away: it need not be remembered.
@@ -186,10 +216,12 @@ impl Shipper {
     }
 
     async fn push_now(&self, path: &Path) -> Result<Pushed> {
-        let Shipping { pgdata, incarnation, level, .. } = &self.shipping;
-        let request = Push { path: path.into(), pgdata: pgdata.clone(), incarnation: *incarnation, level: *level };
-        let sealing = Sealing::start(&request)?;
-        let (opened, sealed) = tokio::join!(self.opened(sealing.incarnation), sealing.end());
+        let Shipping { pgdata, incarnation, levels, .. } = &self.shipping;
+        let request = Push { path: path.into(), pgdata: pgdata.clone(), incarnation: *incarnation, level: levels.fast };
+        let sealing = Sealing::new(&request)?;
+        let incarnation = sealing.incarnation;
+        let sealing = async { sealing.seal(self.effort(path).await).await };
+        let (opened, sealed) = tokio::join!(self.opened(incarnation), sealing);
         let sealed = sealed?;
         let stored = push::store_sealed(&opened?.system, sealed, &request).await;
         if stored.is_err() {
@@ -197,6 +229,17 @@ impl Shipper {
             *self.opened.lock().await = None;
         }
         stored
+    }
+
+    /// How much work goes into a file. A small one makes none, and waits for nobody.
+    async fn effort(&self, path: &Path) -> Effort {
+        if std::fs::metadata(path).is_ok_and(|found| found.len() <= SMALL) {
+            return Effort::alone(self.shipping.levels.fast);
+        }
+        // This one waits as well.
+        let waiting = || self.pgdata(path).ok().and_then(|pgdata| archive_status::ready(&pgdata).ok());
+        let count = || waiting().map_or(0, |waiting| waiting.len().saturating_sub(1));
+        self.backlog.effort(self.shipping.levels, &self.cores, count).await
     }
 
     fn incarnation(&self, path: &Path) -> Result<Incarnation> {

@@ -28,7 +28,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         pgdata: pgdata.clone(),
         user: user(context),
         incarnation: cluster.incarnation,
-        level: config.archive.compression,
+        level: config.archive.compression.fast,
         archive_command: programs::archive_command(config, &cluster.name)?,
         timeout: config.archive.timeout,
     };

@@ -16,6 +16,7 @@ use crate::{
     archive::{self, Fetch, Fetched, OnDoubt, Shipper, Shipping},
     error::{Error, Kind, Result},
     human,
+    pace::{self, Cores},
     postgres::{SegmentName, WalFile, server},
 };
 
@@ -61,8 +62,12 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
 async fn push(path: &Path, context: &Context) -> Result<End> {
     let (config, cluster) = (context.config()?, context.cluster()?);
     let ends = Instant::now() + config.archive.timeout;
+    for why in pace::lower(config.archive.nice, None) {
+        tracing::warn!("the priority of archiving could not be lowered: {why}");
+    }
     let work = async {
-        let shipper = Arc::new(Shipper::new(context.store().await?, Shipping::of(config, &cluster)));
+        let cores = Arc::new(Cores::new(config.archive.cpu));
+        let shipper = Arc::new(Shipper::new(context.store().await?, Shipping::of(config, &cluster), cores));
         let (along, asked) = (shipper.clone(), path.to_path_buf());
         // Who pushes a file by hand means that file: what a restored copy holds back is not taken along.
         let asks = shipper.pgdata(path).is_ok_and(|pgdata| server::started(&pgdata, std::process::id().cast_signed()));

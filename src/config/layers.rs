@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    AgentConfig, ArchiveConfig, BackupConfig, ClusterConfig, Config, Connection, Origin, RepositoryConfig,
+    AgentConfig, ArchiveConfig, BackupConfig, ClusterConfig, Config, Connection, Levels, Origin, RepositoryConfig,
     RestoreConfig, Setting, Value, environment, file,
     keys::{self, Fallback, KEYS, Key},
     value::Raw,
@@ -84,17 +84,19 @@ impl Layers {
             file,
             repository: repository.repository(),
             archive: ArchiveConfig {
-                compression: archive.level("compression"),
+                compression: archive.levels("compression"),
+                cpu: archive.count("cpu"),
+                nice: archive.nice(),
                 timeout: archive.time("timeout"),
                 parallel: archive.count("parallel"),
                 state_dir: archive.text("state_dir").unwrap_or_default().into(),
             },
             agent: AgentConfig { socket: agent.text("socket").unwrap_or_default().into() },
             backup: BackupConfig {
-                compression: backup.level("compression"),
+                compression: backup.levels("compression").fast,
                 parallel: backup.count("parallel"),
                 rate_limit: backup.size("rate_limit"),
-                nice: backup.optional("nice").and_then(|nice| i32::try_from(nice).ok()),
+                nice: backup.nice(),
                 io_priority: match backup.text("io_priority").as_deref() {
                     Some("low") => Some(InputOutput::Low),
                     Some("idle") => Some(InputOutput::Idle),
@@ -195,11 +197,15 @@ impl Table<'_> {
         usize::try_from(self.whole(name)).unwrap_or(1)
     }
 
-    fn level(&self, name: &'static str) -> i32 {
+    fn levels(&self, name: &'static str) -> Levels {
         match self.value(name) {
-            Some(Value::Compression(level)) => *level,
-            _ => 1,
+            Some(Value::Compression(levels)) => *levels,
+            _ => 1.into(),
         }
+    }
+
+    fn nice(&self) -> Option<i32> {
+        self.optional("nice").and_then(|nice| i32::try_from(nice).ok())
     }
 
     fn size(&self, name: &'static str) -> Option<u64> {

@@ -27,7 +27,7 @@ pub use self::{
     reference::{first_file, reference},
     store::{create_store, open_conditional_store, open_store},
     url::RepositoryUrl,
-    value::Value,
+    value::{Levels, Value},
 };
 use self::{layers::Layers, value::Raw};
 use crate::{
@@ -99,8 +99,12 @@ pub struct ClusterConfig {
 /// `[archive]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArchiveConfig {
-    /// The level of zstd.
-    pub compression: i32,
+    /// The levels of zstd.
+    pub compression: Levels,
+    /// On how many processors segments are compressed at the most.
+    pub cpu: usize,
+    /// How nice it is to other programs.
+    pub nice: Option<i32>,
     /// How long one push or fetch may take.
     pub timeout: Duration,
     /// How many segments are shipped at a time.

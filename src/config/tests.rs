@@ -63,7 +63,7 @@ fn flags_stand_above_the_environment_and_that_above_the_file() {
     assert_eq!(origin("cluster.main.pgdata"), "/flag --pgdata");
     assert_eq!(origin("cluster.main.incarnation"), "2 $WALDEN_CLUSTER_MAIN_INCARNATION");
     assert_eq!(origin("cluster.main.connection"), "host=/run user=postgres password=******** /w.toml:6");
-    assert_eq!(origin("archive.compression"), "zstd:1 default");
+    assert_eq!(origin("archive.compression"), "zstd:1..3 default");
     assert_eq!(config.cluster(None).unwrap().pgdata().unwrap(), Path::new("/flag"));
 }
 
@@ -197,7 +197,7 @@ fn every_key_changes_the_configuration() {
             value::Kind::Size => "57MB",
             value::Kind::Time => "57min",
             value::Kind::Choice(words) => words[words.len() - 1],
-            value::Kind::Compression => "zstd:17",
+            value::Kind::Compression | value::Kind::Compressions => "zstd:17",
         };
         let variable = environment::name(key, (key.table == "cluster").then_some("main"));
         assert_ne!(typed(Some((&variable, sample))), before, "{variable}");

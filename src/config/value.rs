@@ -30,6 +30,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// `zstd` or `zstd:LEVEL`.
     Compression,
+    /// The same, or `zstd:FROM..TO`.
+    Compressions,
     /// Several texts, none empty.
     List,
     /// Several absolute paths.
@@ -70,10 +72,25 @@ pub enum Value {
     Size(u64),
     /// A length of time.
     Time(Duration),
-    /// The level of zstd.
-    Compression(i32),
+    /// The level of zstd, or the fastest and the most thorough.
+    Compression(Levels),
     /// Several texts.
     List(Vec<String>),
+}
+
+/// Levels of zstd; one alone is both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Levels {
+    /// For when speed counts.
+    pub fast: i32,
+    /// For when there is time.
+    pub thorough: i32,
+}
+
+impl From<i32> for Levels {
+    fn from(level: i32) -> Self {
+        Self { fast: level, thorough: level }
+    }
 }
 
 /// The levels of zstd that make sense: above 19 it needs more memory than Walden may take.
@@ -95,6 +112,9 @@ impl Kind {
             Self::Time => "a length of time like \"60s\" (units: ms, s, min, h, d)".into(),
             Self::Choice(words) => words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(" or "),
             Self::Compression => format!("\"zstd:LEVEL\" with a level from {} to {}", LEVELS.start(), LEVELS.end()),
+            Self::Compressions => {
+                format!("\"zstd:LEVEL\" or \"zstd:FROM..TO\" with levels from {} to {}", LEVELS.start(), LEVELS.end())
+            }
             Self::List => "a list of texts like [\"a\", \"b\"]".into(),
             Self::Paths => "a list of absolute paths like [\"/a\", \"/b\"]".into(),
         }
@@ -148,12 +168,17 @@ impl Kind {
                 other => other.map(Value::Time).map_err(|e| e.to_string()),
             },
             Self::Choice(words) if !words.contains(&text.as_str()) => Err(format!("\"{text}\" is not among them")),
-            Self::Compression => {
-                let level = text.strip_prefix("zstd").and_then(|rest| match rest.strip_prefix(':') {
-                    None => rest.is_empty().then_some(1),
-                    Some(level) => level.parse().ok().filter(|level| LEVELS.contains(level)),
+            Self::Compression | Self::Compressions => {
+                let level = |text: &str| text.parse().ok().filter(|level| LEVELS.contains(level));
+                let levels = text.strip_prefix("zstd").and_then(|rest| match rest.strip_prefix(':') {
+                    None => rest.is_empty().then_some(Levels::from(1)),
+                    Some(rest) => match rest.split_once("..").filter(|_| self == Self::Compressions) {
+                        None => level(rest).map(Levels::from),
+                        Some((from, to)) => Some(Levels { fast: level(from)?, thorough: level(to)? }),
+                    },
                 });
-                level.map(Value::Compression).ok_or_else(|| format!("\"{text}\" is not a compression"))
+                let levels = levels.filter(|levels| levels.fast <= levels.thorough);
+                levels.map(Value::Compression).ok_or_else(|| format!("\"{text}\" is not a compression"))
             }
             _ => Ok(Value::Text(text)),
         }
@@ -183,7 +208,8 @@ impl fmt::Display for Value {
             Self::Whole(number) => number.fmt(f),
             Self::Size(bytes) => f.write_str(&human::size(*bytes)),
             Self::Time(length) => f.write_str(&human::duration(*length)),
-            Self::Compression(level) => write!(f, "zstd:{level}"),
+            Self::Compression(Levels { fast, thorough }) if fast == thorough => write!(f, "zstd:{fast}"),
+            Self::Compression(Levels { fast, thorough }) => write!(f, "zstd:{fast}..{thorough}"),
             Self::List(items) => f.write_str(&items.join(", ")),
         }
     }
@@ -228,6 +254,10 @@ mod tests {
             (Kind::Compression, text("zstd:20")),
             (Kind::Compression, text("lz4")),
             (Kind::Compression, text("zstd3")),
+            (Kind::Compression, text("zstd:1..3")),
+            (Kind::Compressions, text("zstd:3..1")),
+            (Kind::Compressions, text("zstd:1..20")),
+            (Kind::Compressions, text("zstd:..3")),
             (Kind::List, text("a")),
             (Kind::Paths, text("/a")),
             (Kind::Paths, Raw::List(vec!["/a".into(), "etc".into()])),
@@ -244,7 +274,11 @@ mod tests {
         assert_eq!(plain(Kind::Whole(1, 64), "8"), Value::Whole(8));
         assert_eq!(plain(Kind::Switch, "true"), Value::Switch(true));
         assert_eq!(plain(Kind::List, "a, b"), Value::List(vec!["a".into(), "b".into()]));
-        assert_eq!(plain(Kind::Compression, "zstd"), Value::Compression(1));
-        assert_eq!(plain(Kind::Compression, "zstd:19"), Value::Compression(19));
+        assert_eq!(plain(Kind::Compression, "zstd"), Value::Compression(1.into()));
+        assert_eq!(plain(Kind::Compression, "zstd:19"), Value::Compression(19.into()));
+        assert_eq!(plain(Kind::Compressions, "zstd:3"), Value::Compression(3.into()));
+        let range = plain(Kind::Compressions, "zstd:1..6");
+        assert_eq!(range, Value::Compression(Levels { fast: 1, thorough: 6 }));
+        assert_eq!(range.to_string(), "zstd:1..6");
     }
 }

@@ -4,8 +4,8 @@ use std::{fs, io, path::Path, time::Duration};
 
 use super::WalFile;
 
-/// The files that wait, in the order in which PostgreSQL's archiver takes them: history files first, then the oldest
-/// (`ready_file_comparator`, pgarch.c).
+/// The files that wait, in about the order in which PostgreSQL's archiver takes them: history files first, then the
+/// oldest (`ready_file_comparator`, pgarch.c); but backup labels, which are as small as histories, before segments.
 pub fn ready(pgdata: &Path) -> io::Result<Vec<WalFile>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(pgdata.join("pg_wal/archive_status"))? {
@@ -13,7 +13,12 @@ pub fn ready(pgdata: &Path) -> io::Result<Vec<WalFile>> {
         let name = name.to_str().and_then(|name| name.strip_suffix(".ready"));
         files.extend(name.and_then(|name| name.parse::<WalFile>().ok()));
     }
-    files.sort_by_cached_key(|file| (!matches!(file, WalFile::History(_)), file.to_string()));
+    let turn = |file: &WalFile| match file {
+        WalFile::History(_) => 0,
+        WalFile::BackupLabel(..) => 1,
+        WalFile::Segment(_) | WalFile::Partial(_) => 2,
+    };
+    files.sort_by_cached_key(|file| (turn(file), file.to_string()));
     Ok(files)
 }
 
@@ -71,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn history_files_come_first_and_then_the_oldest() {
+    fn small_files_come_first_and_then_the_oldest() {
         let pgdata = tempfile::tempdir().unwrap();
         let status = pgdata.path().join("pg_wal/archive_status");
         fs::create_dir_all(&status).unwrap();
@@ -85,6 +90,6 @@ mod tests {
         fs::write(status.join("000000010000000000000002.done"), "").unwrap();
         fs::write(status.join("junk.ready"), "").unwrap();
         let found: Vec<String> = ready(pgdata.path()).unwrap().iter().map(ToString::to_string).collect();
-        assert_eq!(found, [names[1], names[2], names[3], names[0]]);
+        assert_eq!(found, [names[1], names[3], names[2], names[0]]);
     }
 }

@@ -19,14 +19,39 @@ pub const HEAD_LIMIT: usize = 64 << 10;
 /// The skippable frame that holds a head: the sixth of the sixteen magic numbers that are free for anybody's use.
 const HEAD_MAGIC: u32 = 0x184D_2A55;
 
+/// Makes frames, one after the other.
+pub(super) struct FrameMaker {
+    compressor: Compressor<'static>,
+    frame: Vec<u8>,
+}
+
+impl std::fmt::Debug for FrameMaker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FrameMaker").finish_non_exhaustive()
+    }
+}
+
+impl FrameMaker {
+    pub(super) fn new(level: i32) -> io::Result<Self> {
+        let mut compressor = Compressor::new(level)?;
+        compressor.set_parameter(CParameter::ChecksumFlag(true))?;
+        Ok(Self { compressor, frame: vec![0; zstd::zstd_safe::compress_bound(FRAME_CONTENT)] })
+    }
+
+    /// The frame of at most [`FRAME_CONTENT`] bytes.
+    pub(super) fn make(&mut self, content: &[u8]) -> io::Result<&[u8]> {
+        let length = self.compressor.compress_to_buffer(content, &mut self.frame[..])?;
+        Ok(&self.frame[..length])
+    }
+}
+
 /// Cuts what is written into it into frames and writes these on.
 ///
 /// A frame ends when it holds 1 MiB, and where [`FrameWriter::cut`] asks for it.
 pub struct FrameWriter<W> {
     inner: W,
-    compressor: Compressor<'static>,
+    maker: FrameMaker,
     content: Vec<u8>,
-    frame: Vec<u8>,
     table: SeekTable,
     written: u64,
 }
@@ -40,13 +65,10 @@ impl<W> std::fmt::Debug for FrameWriter<W> {
 impl<W: Write> FrameWriter<W> {
     /// Compresses at zstd's `level` into `inner`.
     pub fn new(inner: W, level: i32) -> io::Result<Self> {
-        let mut compressor = Compressor::new(level)?;
-        compressor.set_parameter(CParameter::ChecksumFlag(true))?;
         Ok(Self {
             inner,
-            compressor,
+            maker: FrameMaker::new(level)?,
             content: Vec::with_capacity(FRAME_CONTENT),
-            frame: vec![0; zstd::zstd_safe::compress_bound(FRAME_CONTENT)],
             table: SeekTable::default(),
             written: 0,
         })
@@ -75,10 +97,10 @@ impl<W: Write> FrameWriter<W> {
     }
 
     fn emit(&mut self, content: &[u8]) -> io::Result<()> {
-        let length = self.compressor.compress_to_buffer(content, &mut self.frame[..])?;
-        self.inner.write_all(&self.frame[..length])?;
-        self.table.push(FrameSize { stored: length as u32, content: content.len() as u32 });
-        self.written += length as u64;
+        let frame = self.maker.make(content)?;
+        self.inner.write_all(frame)?;
+        self.table.push(FrameSize { stored: frame.len() as u32, content: content.len() as u32 });
+        self.written += frame.len() as u64;
         Ok(())
     }
 

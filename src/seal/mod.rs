@@ -8,8 +8,17 @@ mod blocks;
 mod frame;
 mod hash;
 mod seek;
+mod team;
 
 pub use blocks::{BlockHash, BlockMap};
 pub use frame::{FRAME_CONTENT, FrameWriter, HEAD_LIMIT, Head, head, index_frame, read_head, read_index_frame};
 pub use hash::{Blake3, HashReader, HashWriter, blake3};
 pub use seek::{FrameSize, SeekTable};
+pub use team::FrameTeam;
+
+/// Whether there is nothing but zeros in it.
+#[must_use]
+pub fn is_zeros(bytes: &[u8]) -> bool {
+    // A row of them at a time: so it is as fast as memory is.
+    bytes.chunks(256).all(|row| row.iter().fold(0, |all, byte| all | byte) == 0)
+}

@@ -233,7 +233,8 @@ impl SegmentCheck {
 }
 
 fn is_zero(page: &[u8]) -> bool {
-    page.iter().all(|byte| *byte == 0)
+    // A row of them at a time: so it is as fast as memory is.
+    page.chunks(256).all(|row| row.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
 /// The start of the `XLOG_SWITCH` record that ends the WAL on this page, when one does.
