@@ -19,6 +19,8 @@ mod references;
 mod rolling;
 pub mod rollup;
 pub mod summaries;
+#[cfg(test)]
+pub(crate) mod testing;
 mod unheaded;
 pub mod wal_object;
 

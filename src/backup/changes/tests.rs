@@ -17,14 +17,12 @@ use crate::{
         shelf::Shelf,
         source::{self, Blocks, Into, Seen, Watch},
     },
-    clock::Random,
     interrupt::Interrupter,
     pace::Throttle,
-    postgres::{SegmentSize, TimelineHistory, TimelineId, Version, incremental::IncrementalHeader},
+    postgres::{TimelineHistory, TimelineId, incremental::IncrementalHeader},
     progress::Unwatched,
-    repository::{BackupId, FORMAT, File, Hashed, IntentDocument, LayerKind, Origin, System, SystemDocument},
+    repository::{BackupId, FORMAT, File, Hashed, IntentDocument, LayerKind, Origin, System, testing},
     seal::BlockMap,
-    store::{Store, dir::DirStore},
 };
 
 const BLOCK: usize = 8192;
@@ -75,18 +73,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let (folder, runtime) = (tempfile::tempdir().unwrap(), Runtime::new().unwrap());
-        let root = folder.path().join("repository");
-        let store: Arc<dyn Store> = Arc::new(DirStore::create(root, Arc::new(Random::from_system())).unwrap());
-        let document = SystemDocument {
-            format: FORMAT,
-            cluster: "main".parse().unwrap(),
-            incarnation: "7-1".parse().unwrap(),
-            postgres: Version(17),
-            segment_size: SegmentSize::DEFAULT,
-            block_size: BLOCK as u32,
-            first_seen: chrono::DateTime::UNIX_EPOCH,
-        };
-        let system = runtime.block_on(System::init(store, document)).unwrap();
+        let system = runtime.block_on(testing::system(folder.path(), testing::document()));
         Self { folder, runtime, system }
     }
 

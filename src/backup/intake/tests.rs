@@ -2,15 +2,13 @@
 
 use super::*;
 use crate::{
-    clock::Random,
     postgres::{
-        Lsn, SegmentSize, SystemId, TimelineId, Version,
+        Lsn, SystemId, TimelineId, Version,
         backup_manifest::{ManifestWriter, WalRange},
         control::tests::seventeen,
     },
     progress::Unwatched,
-    repository::{FORMAT, Incarnation, System, SystemDocument},
-    store::dir::DirStore,
+    repository::testing,
 };
 
 const LABEL: &str = "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\n\
@@ -101,17 +99,7 @@ fn take(pieces: Vec<Piece>, exclude: &str) -> Result<Received> {
     let folder = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let store = Arc::new(DirStore::create(folder.path().join("r"), Arc::new(Random::seeded(1))).unwrap());
-        let document = SystemDocument {
-            format: FORMAT,
-            cluster: "main".parse().unwrap(),
-            incarnation: Incarnation { system: SystemId(7), number: 1 },
-            postgres: Version(17),
-            segment_size: SegmentSize::new(16 << 20).unwrap(),
-            block_size: 8192,
-            first_seen: DateTime::UNIX_EPOCH,
-        };
-        let system = System::init(store, document).await.unwrap();
+        let system = testing::system(folder.path(), testing::document()).await;
         let intake = Intake {
             parts: Arc::new(Parts::new(system, "20261121T014500Z".parse().unwrap(), 1)),
             ancestor: None,

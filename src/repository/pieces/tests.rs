@@ -1,16 +1,10 @@
 //! Pieces are put once, and joined as far as they are whole and agree.
 
-use std::sync::Arc;
-
-use chrono::DateTime;
-
 use super::*;
 use crate::{
-    clock::Random,
     error::Kind,
     postgres::SegmentSize,
-    repository::SystemDocument,
-    store::{Store, dir::DirStore},
+    repository::{SystemDocument, testing},
     wal::testing::{SEGMENT, Writer},
 };
 
@@ -24,18 +18,9 @@ struct Archive {
 impl Archive {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let root = folder.path().join("repository");
-        let store: Arc<dyn Store> = Arc::new(DirStore::create(root, Arc::new(Random::from_system())).unwrap());
-        let document = SystemDocument {
-            format: FORMAT,
-            cluster: "main".parse().unwrap(),
-            incarnation: "7-1".parse().unwrap(),
-            postgres: Version(17),
-            segment_size: SegmentSize::new(SEGMENT as u64).unwrap(),
-            block_size: 8192,
-            first_seen: DateTime::UNIX_EPOCH,
-        };
-        Self { system: System::init(store, document).await.unwrap(), folder }
+        let segment_size = SegmentSize::new(SEGMENT as u64).unwrap();
+        let document = SystemDocument { segment_size, ..testing::document() };
+        Self { system: testing::system(folder.path(), document).await, folder }
     }
 
     async fn put(&self, wal: &[u8], from: usize, to: usize) -> Result<StoredPiece> {

@@ -1,18 +1,17 @@
 //! Summaries are the same wherever they come from.
 
-use std::{io::Write, sync::Arc};
+use std::io::Write;
 
 use chrono::DateTime;
 
 use super::*;
 use crate::{
-    clock::Random,
     interrupt::Interrupter,
     postgres::{SegmentSize, TimelineId, Version, WalFile},
     progress::Unwatched,
-    repository::{FORMAT, RollUpName, SystemDocument, rollup::RollUp, wal_object::WalHead},
+    repository::{FORMAT, RollUpName, SystemDocument, rollup::RollUp, testing, wal_object::WalHead},
     seal::{FrameWriter, blake3},
-    store::{Key, Store, dir::DirStore},
+    store::Key,
     wal::{
         Ending, Fact, Prepared, Summarizer, Told, TransactionEnd,
         testing::{PAGE, SEGMENT, Writer},
@@ -31,18 +30,9 @@ struct Archive {
 impl Archive {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let root = folder.path().join("repository");
-        let store: Arc<dyn Store> = Arc::new(DirStore::create(root, Arc::new(Random::from_system())).unwrap());
-        let document = SystemDocument {
-            format: FORMAT,
-            cluster: "main".parse().unwrap(),
-            incarnation: "7-1".parse().unwrap(),
-            postgres: Version(17),
-            segment_size: SegmentSize::new(SEGMENT as u64).unwrap(),
-            block_size: 8192,
-            first_seen: DateTime::UNIX_EPOCH,
-        };
-        Self { system: System::init(store, document).await.unwrap(), folder }
+        let segment_size = SegmentSize::new(SEGMENT as u64).unwrap();
+        let document = SystemDocument { segment_size, ..testing::document() };
+        Self { system: testing::system(folder.path(), document).await, folder }
     }
 
     /// Stores the segments of a log that begins at segment `first`; `head` makes the summary in each head.

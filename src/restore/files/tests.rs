@@ -4,17 +4,14 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    clock::Random,
     interrupt::Interrupter,
-    postgres::{SegmentSize, Version},
     progress::Unwatched,
-    repository::{FORMAT, Layer, Part, System, SystemDocument},
+    repository::{Layer, Part, System, testing as repository},
     restore::{
         owner::Owner,
         testing::{BLOCK, History, Step, histories, manifest},
     },
     seal::{FrameSize, FrameWriter, blake3, index_frame},
-    store::{Store, dir::DirStore},
 };
 
 /// A history's parts in a folder, with frames of this many bytes of content, and a directory to restore into.
@@ -30,18 +27,7 @@ const FRAME: usize = 200;
 impl Repository {
     async fn new(steps: &[Vec<Step>]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let root = folder.path().join("repository");
-        let store: Arc<dyn Store> = Arc::new(DirStore::create(root, Arc::new(Random::from_system())).unwrap());
-        let document = SystemDocument {
-            format: FORMAT,
-            cluster: "main".parse().unwrap(),
-            incarnation: "7-1".parse().unwrap(),
-            postgres: Version(17),
-            segment_size: SegmentSize::DEFAULT,
-            block_size: BLOCK as u32,
-            first_seen: chrono::DateTime::UNIX_EPOCH,
-        };
-        let system = System::init(store, document).await.unwrap();
+        let system = repository::system(folder.path(), repository::document()).await;
         let history = History::of(steps);
         let mut parts = Vec::new();
         for ((backup, number), content) in &history.parts {
