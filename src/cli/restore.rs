@@ -1,6 +1,6 @@
 //! `walden restore`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::ValueEnum;
 use serde_json::json;
@@ -15,10 +15,10 @@ use super::{
 use crate::{
     error::{Error, Kind, Result},
     human,
-    plan::{Difference, Host, Plan},
+    plan::{Difference, Host, Plan, Watch},
     postgres::Conninfo,
     repository::System,
-    restore::{self, Configuration, Outcome, Owner, Reached, Restore, RestoreRequest, Restored, StartRequest},
+    restore::{self, Configuration, Outcome, Owner, Reached, Restore, RestoreRequest, Restored, StartRequest, Took},
 };
 
 /// The arguments.
@@ -128,11 +128,8 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         restore::find_programs(plan.backup.postgres)?;
     }
     let host = Host::compare(&system, &plan.backup, &args.set).await?;
-    if args.start
-        && let Some(obstacle) = host.obstacles().next()
-    {
-        return Err(Error::refused(format!("{}: {}", obstacle.what, obstacle.follows))
-            .hint(format!("{}; without --start the copy is made all the same", obstacle.mend)));
+    if args.start {
+        refuse_obstacles(&host)?;
     }
     let watch = plan::watch(context);
     let prepared =
@@ -158,38 +155,64 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         tell_restored(&restored, &plan, &context.output);
         tell_start(configuration.as_ref(), args.start, &owner, &context.output);
     }
-    let mut reached = None;
-    if args.start {
-        let start = StartRequest {
-            pgdata: restored.pgdata.clone(),
-            owner: owner.clone(),
-            then: request.then,
-            standby: request.standby,
-            user: user(context),
-            settings: match &configuration {
-                Some(configuration) => configuration.provide(&owner, user(context).as_deref())?,
-                None => Vec::new(),
-            },
-        };
-        let started = restore::start(&plan, &start, &watch).await.map_err(unplanned)?;
-        if let Some(server) = started.server {
-            server.leave_running();
+    let reached = match args.start {
+        true => {
+            let start_request = start_request(&request, &restored, owner, configuration.as_ref(), user(context))?;
+            Some(start(&plan, &start_request, &restored, &watch, &context.output).await?)
         }
-        if !context.output.json {
-            tell_reached(&started.reached, &restored, &plan, &context.output);
-        }
-        reached = Some(started.reached);
-    }
+        false => None,
+    };
     let took = restore::remember(&archive, &plan, &restored, reached.as_ref(), context.clock.now()).await;
     if context.output.json {
         let plan = plan::Shown { plan: &plan, host: &host };
         context.output.document(&json!({ "plan": plan, "restored": restored, "configuration": configuration, "reached": reached, "took": took }));
-    } else if let Some(estimated) = took.estimated {
-        let [estimated, took] =
-            [estimated, took.seconds].map(|s| human::duration(std::time::Duration::from_secs_f64(s.max(0.0))));
-        context.output.line(format_args!("estimated {estimated}, took {took}"));
+    } else {
+        tell_took(&took, &context.output);
     }
     Ok(End::Done)
+}
+
+/// How the server of the copy is started.
+fn start_request(
+    request: &RestoreRequest,
+    restored: &Restored,
+    owner: Owner,
+    configuration: Option<&Configuration>,
+    user: Option<String>,
+) -> Result<StartRequest> {
+    let settings = match configuration {
+        Some(configuration) => configuration.provide(&owner, user.as_deref())?,
+        None => Vec::new(),
+    };
+    let (pgdata, then, standby) = (restored.pgdata.clone(), request.then, request.standby);
+    Ok(StartRequest { pgdata, owner, then, standby, user, settings })
+}
+
+/// Starts the server, and waits until it has reached what was planned.
+async fn start(
+    plan: &Plan,
+    request: &StartRequest,
+    restored: &Restored,
+    watch: &Watch,
+    output: &Output,
+) -> Result<Reached> {
+    let started = restore::start(plan, request, watch).await.map_err(unplanned)?;
+    if let Some(server) = started.server {
+        server.leave_running();
+    }
+    if !output.json {
+        tell_reached(&started.reached, restored, plan, output);
+    }
+    Ok(started.reached)
+}
+
+/// Refuses to go on to a server that could not start.
+fn refuse_obstacles(host: &Host) -> Result<()> {
+    match host.obstacles().next() {
+        None => Ok(()),
+        Some(obstacle) => Err(Error::refused(format!("{}: {}", obstacle.what, obstacle.follows))
+            .hint(format!("{}; without --start the copy is made all the same", obstacle.mend))),
+    }
 }
 
 /// Only the planner says that a target cannot be reached.
@@ -301,6 +324,13 @@ fn tell_restored(restored: &Restored, plan: &Plan, output: &Output) {
 }
 
 /// Says with which configuration the copy starts, where that does not go without saying.
+fn tell_took(took: &Took, output: &Output) {
+    if let Some(estimated) = took.estimated {
+        let [estimated, took] = [estimated, took.seconds].map(|s| human::duration(Duration::from_secs_f64(s.max(0.0))));
+        output.line(format_args!("estimated {estimated}, took {took}"));
+    }
+}
+
 fn tell_start(configuration: Option<&Configuration>, starts: bool, owner: &Owner, output: &Output) {
     match (configuration, starts) {
         (None, true) => {}
@@ -326,7 +356,7 @@ fn tell_start(configuration: Option<&Configuration>, starts: bool, owner: &Owner
 fn tell_reached(reached: &Reached, restored: &Restored, plan: &Plan, output: &Output) {
     let last =
         reached.last_transaction.map(|t| format!(", last transaction {}", human::exact_time(t))).unwrap_or_default();
-    let seconds = human::duration(std::time::Duration::from_secs_f64(reached.seconds.max(0.0)));
+    let seconds = human::duration(Duration::from_secs_f64(reached.seconds.max(0.0)));
     let (good, lsn) = (output.paint(Paint::Good, "reached"), output.paint(Paint::Strong, reached.lsn));
     let planned = if reached.outcome == Outcome::Following { "" } else { ", as planned" };
     output.line(format_args!("{good} {lsn} on timeline {}{planned}{last}, in {seconds}", plan.timeline));
