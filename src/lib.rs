@@ -13,8 +13,8 @@
 //! | [`config`] | walden.toml, the environment, flags: one typed value in which every error names file, key and mend |
 //! | [`cli`] | arguments in, calls down, words and tables out. No logic |
 //! | [`demo`] | the show: a table is dropped by mistake, and comes back |
-//! | [`agent`] | the long-running process: answers the small programs, ships ahead |
-//! | [`archive`] | push and fetch: what `archive_command` and `restore_command` ask for |
+//! | [`agent`] | the long-running process: answers the small programs, ships ahead, fetches ahead |
+//! | [`archive`] | push and fetch: what `archive_command` and `restore_command` ask for, and what they will ask for next |
 //! | [`check`] | proves that archiving works, setting by setting and then end to end |
 //! | [`backup`] | the backup driver: parallel files between start and stop, parts, manifest |
 //! | [`plan`] | targets to LSNs, the path of timelines, the proof that every segment is there. Reads only |

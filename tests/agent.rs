@@ -4,69 +4,19 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
-    process::{Child, ExitStatus},
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use walden_testkit::{
+    agent::Agent,
     postgres::{any, for_each_version, installed},
     protected::{Place, Protected},
     run::{Ran, run},
 };
-
-/// An agent that runs; killed when it is dropped.
-struct Agent {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Agent {
-    fn start(p: &Protected) -> Self {
-        let log = p.scene.path().join(format!("agent-{}.log", fs::read_dir(p.scene.path()).unwrap().count()));
-        let mut command = p.command(["-vv", "agent"]);
-        let child = command.stderr(File::create(&log).unwrap()).spawn().unwrap();
-        let agent = Self { child, log };
-        agent.wait_for("listening on");
-        agent
-    }
-
-    fn says(&self, what: &str) -> bool {
-        self.log().contains(what)
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
-    }
-
-    #[track_caller]
-    fn wait_for(&self, what: &str) {
-        let begun = Instant::now();
-        while !self.says(what) {
-            assert!(begun.elapsed() < Duration::from_secs(30), "no {what:?} in\n{}", self.log());
-            sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    fn end(mut self, signal: Signal) -> ExitStatus {
-        self.signal(signal);
-        self.child.wait().unwrap()
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
-}
 
 fn socket(p: &Protected) -> PathBuf {
     p.scene.path().join("agent.sock")

@@ -12,7 +12,7 @@ use std::{
     process::{Command, ExitCode},
 };
 
-use walden_companion::{Answer, Request};
+use walden_companion::{Answer, Request, Wish};
 
 const HELP: &str = "\
 Archives one WAL segment; for archive_command in postgresql.conf:
@@ -48,12 +48,13 @@ fn main() -> ExitCode {
     ExitCode::from(code.unwrap_or(TRY_AGAIN))
 }
 
+const FLAGS: [&str; 3] = ["--config", "--cluster", "--agent"];
+
 fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
-    match parse(arguments) {
-        Ok(Wish::Push(arguments)) => push(&arguments),
-        Ok(Wish::Tell(text)) => {
-            // A reader that went away has seen enough.
-            _ = io::stdout().write_all(text.as_bytes());
+    match walden_companion::parse(&FLAGS, arguments).and_then(Arguments::of) {
+        Ok(Asked::Push(arguments)) => push(&arguments),
+        Ok(Asked::Tell(text)) => {
+            walden_companion::tell(&text);
             0
         }
         Err(what) => {
@@ -64,14 +65,13 @@ fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
 }
 
 /// What the arguments ask for.
-enum Wish {
+enum Asked {
     /// Push this segment.
     Push(Arguments),
     /// Print this.
     Tell(String),
 }
 
-#[derive(Default)]
 struct Arguments {
     config: Option<OsString>,
     cluster: Option<OsString>,
@@ -79,37 +79,21 @@ struct Arguments {
     path: OsString,
 }
 
-fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Wish, String> {
-    let mut found = Arguments::default();
-    while let Some(argument) = arguments.next() {
-        let (flag, value) = match argument.to_str() {
-            Some("--help" | "-h") => return Ok(Wish::Tell(HELP.into())),
-            Some("--version" | "-V") => {
-                return Ok(Wish::Tell(format!("walden-archive {}\n", env!("CARGO_PKG_VERSION"))));
-            }
-            Some("") => return Err("the path is empty".into()),
-            Some(text) if text.starts_with('-') => match text.split_once('=') {
-                Some((flag, value)) => (flag.to_owned(), Some(OsString::from(value))),
-                None => (text.to_owned(), None),
-            },
-            _ if !found.path.is_empty() => return Err("more than one path".into()),
-            _ => {
-                found.path = argument;
-                continue;
-            }
+impl Arguments {
+    fn of(wish: Wish) -> Result<Asked, String> {
+        let (flags, names) = match wish {
+            Wish::Help => return Ok(Asked::Tell(HELP.into())),
+            Wish::Version => return Ok(Asked::Tell(format!("walden-archive {}\n", env!("CARGO_PKG_VERSION")))),
+            Wish::Work(flags, names) => (flags, names),
         };
-        let place = match flag.as_str() {
-            "--config" => &mut found.config,
-            "--cluster" => &mut found.cluster,
-            "--agent" => &mut found.agent,
-            _ => return Err(format!("unknown option {flag}")),
-        };
-        *place = Some(value.or_else(|| arguments.next()).ok_or_else(|| format!("{flag} needs a value"))?);
+        let value = |flag| walden_companion::value(&flags, flag);
+        let [path] = <[OsString; 1]>::try_from(names).map_err(|names| match names.len() {
+            0 => "the path of the segment is missing",
+            _ => "more than one path",
+        })?;
+        let (config, cluster, agent) = (value("--config"), value("--cluster"), value("--agent"));
+        Ok(Asked::Push(Self { config, cluster, agent, path }))
     }
-    if found.path.is_empty() {
-        return Err("the path of the segment is missing".into());
-    }
-    Ok(Wish::Push(found))
 }
 
 fn push(arguments: &Arguments) -> u8 {
@@ -130,6 +114,7 @@ fn ask(arguments: &Arguments) -> Option<Answer> {
         cluster: arguments.cluster.clone(),
         path: arguments.path.clone().into(),
         environment: walden_companion::environment(),
+        ..Request::default()
     };
     walden_companion::ask(&walden_companion::socket(arguments.agent.clone()), &request)
 }

@@ -8,6 +8,10 @@
 //! decimal and a newline, then what belongs on standard error. A `-` instead of the status means "not for me": the
 //! agent is of another version, or the configuration is wrong. Whatever else comes, or nothing, means that there is no
 //! agent, and `walden` itself is run.
+//!
+//! To a `fetch` the agent answers 0 with the path of a file that is ready, whole and proven, instead of words. The
+//! program puts it where PostgreSQL wants it: an agent that was stopped in between could come too late, and PostgreSQL
+//! would take one segment for the next.
 
 use std::{
     env,
@@ -42,7 +46,7 @@ pub const LONGEST_REQUEST: u64 = 64 << 10;
 /// What is asked of the agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
-    /// `push`.
+    /// `push` or `fetch`.
     pub verb: OsString,
     /// The program's working directory, from which relative paths go.
     pub cwd: PathBuf,
@@ -52,6 +56,10 @@ pub struct Request {
     pub cluster: Option<OsString>,
     /// `%p`.
     pub path: PathBuf,
+    /// `%f` of a fetch.
+    pub file: Option<OsString>,
+    /// `--until` of a fetch.
+    pub until: Option<OsString>,
     /// The variables of the environment whose names begin with `WALDEN_`: they are part of the configuration.
     pub environment: Vec<(OsString, OsString)>,
 }
@@ -61,7 +69,7 @@ pub struct Request {
 pub struct Answer {
     /// The exit status.
     pub status: u8,
-    /// What belongs on standard error.
+    /// What belongs on standard error; of a fetch that succeeded, where the file is.
     pub text: Vec<u8>,
 }
 
@@ -81,6 +89,8 @@ impl Request {
         self.config.iter().for_each(|config| field("config=", config.as_os_str()));
         self.cluster.iter().for_each(|cluster| field("cluster=", cluster));
         field("path=", self.path.as_os_str());
+        self.file.iter().for_each(|file| field("file=", file));
+        self.until.iter().for_each(|until| field("until=", until));
         for (name, value) in &self.environment {
             let mut pair = name.clone();
             pair.push("=");
@@ -107,6 +117,8 @@ impl Request {
                 b"config" => request.config = Some(value.into()),
                 b"cluster" => request.cluster = Some(value),
                 b"path" => request.path = value.into(),
+                b"file" => request.file = Some(value),
+                b"until" => request.until = Some(value),
                 b"environment" => {
                     let (name, value) = split(value.as_bytes())?;
                     let pair = (OsStr::from_bytes(name).to_owned(), OsStr::from_bytes(value).to_owned());
@@ -192,6 +204,52 @@ fn exchange(socket: &Path, request: &Request) -> io::Result<Answer> {
     Answer::from_bytes(&answer).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// What the arguments of a small program ask for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Its work, with these flags and names.
+    Work(Vec<(&'static str, OsString)>, Vec<OsString>),
+    /// `--help`.
+    Help,
+    /// `--version`.
+    Version,
+}
+
+/// Reads the arguments of a small program, whose flags are `known`; all take a value. What is wrong otherwise.
+pub fn parse(known: &[&'static str], mut arguments: impl Iterator<Item = OsString>) -> Result<Wish, String> {
+    let (mut flags, mut names) = (Vec::new(), Vec::new());
+    while let Some(argument) = arguments.next() {
+        let (flag, value) = match argument.to_str() {
+            Some("--help" | "-h") => return Ok(Wish::Help),
+            Some("--version" | "-V") => return Ok(Wish::Version),
+            Some("") => return Err("an argument is empty".into()),
+            Some(text) if text.starts_with('-') => match text.split_once('=') {
+                Some((flag, value)) => (flag.to_owned(), Some(OsString::from(value))),
+                None => (text.to_owned(), None),
+            },
+            _ => {
+                names.push(argument);
+                continue;
+            }
+        };
+        let known = known.iter().find(|known| **known == flag).ok_or_else(|| format!("unknown option {flag}"))?;
+        flags.push((*known, value.or_else(|| arguments.next()).ok_or_else(|| format!("{flag} needs a value"))?));
+    }
+    Ok(Wish::Work(flags, names))
+}
+
+/// The value of a flag; the last one counts.
+#[must_use]
+pub fn value(flags: &[(&'static str, OsString)], flag: &str) -> Option<OsString> {
+    flags.iter().rev().find(|(name, _)| *name == flag).map(|(_, value)| value.clone())
+}
+
+/// Writes what was asked for to standard output.
+pub fn tell(text: &str) {
+    // A reader that went away has seen enough.
+    _ = io::stdout().write_all(text.as_bytes());
+}
+
 /// The program of that name beside this one, with which it was installed; else the one on PATH.
 #[must_use]
 pub fn companion(name: &str) -> PathBuf {
@@ -212,6 +270,8 @@ mod tests {
             config: Some("/etc/walden/a=b.toml".into()),
             cluster: None,
             path: OsString::from_vec(b"pg_wal/\xff0000".to_vec()).into(),
+            file: Some("00000002.history".into()),
+            until: None,
             environment: vec![("WALDEN_REPOSITORY_URL".into(), "s3://b/p?x=y".into())],
         }
     }
@@ -242,6 +302,18 @@ mod tests {
         let heard = ask(&path, &request());
         agent.join().unwrap();
         heard
+    }
+
+    #[test]
+    fn arguments_are_read() {
+        let read = |line: &str| parse(&["--config", "--agent"], line.split_terminator(' ').map(OsString::from));
+        let Ok(Wish::Work(flags, names)) = read("--config a x --agent= --config=b=c y") else { panic!("work") };
+        assert_eq!((value(&flags, "--config"), value(&flags, "--agent")), (Some("b=c".into()), Some("".into())));
+        assert_eq!((value(&flags, "--until"), names), (None, vec!["x".into(), "y".into()]));
+        assert_eq!((read("--help"), read("-x -V")), (Ok(Wish::Help), Err("unknown option -x".into())));
+        for wrong in ["--config", "--conf x", "a  b"] {
+            assert!(read(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! `walden-restore %f %p`: the program that PostgreSQL's `restore_command` runs. It finds `walden` and has it fetch
-//! the segment.
+//! `walden-restore %f %p`: the program that PostgreSQL's `restore_command` runs. It asks the agent for the file, where one
+//! listens, and renames it into place; else it has `walden` fetch it: the answers are the same.
 //!
 //! PostgreSQL takes any status from 1 to 125 for "there is no such file" and ends recovery there, so 1 is passed on
 //! only with the word that `walden` says beside it for proven absence, and everything else becomes 200: PostgreSQL then
@@ -8,18 +8,22 @@
 
 use std::{
     env,
-    ffi::OsString,
-    io::{self, Write},
-    path::PathBuf,
+    ffi::{OsStr, OsString},
+    fs::{self, File},
+    io::{self, ErrorKind, Write},
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
 };
+
+use walden_companion::{Answer, Request, Wish};
 
 const HELP: &str = "\
 Fetches one WAL segment or history file; for restore_command in postgresql.conf:
 
   restore_command = '/usr/bin/walden-restore %f %p'
 
-Usage: walden-restore [--config FILE] [--cluster NAME] [--until SEGMENT] NAME DESTINATION
+Usage: walden-restore [--config FILE] [--cluster NAME] [--until SEGMENT] [--agent SOCKET] NAME DESTINATION
 
 Arguments:
   NAME             the file's name: %f
@@ -38,10 +42,12 @@ EXIT STATUS
   200  anything else: PostgreSQL stops rather than end recovery early
 ";
 
-const USAGE: &str = "usage: walden-restore [--config FILE] [--cluster NAME] [--until SEGMENT] %f %p";
+const USAGE: &str = "usage: walden-restore [--config FILE] [--cluster NAME] [--until SEGMENT] [--agent SOCKET] %f %p";
+const FLAGS: [&str; 4] = ["--config", "--cluster", "--until", "--agent"];
+const ABSENT: u8 = 1;
 const DOUBT: u8 = 200;
 /// What `walden wal fetch` says on standard output beside its status 1, and nothing else says by chance.
-const ABSENT: &[u8] = b"absent\n";
+const SAYS_ABSENT: &[u8] = b"absent\n";
 
 fn main() -> ExitCode {
     // Rust's own code of a panic is 101: "there is no such file".
@@ -50,11 +56,10 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
-    match parse(arguments) {
-        Ok(Wish::Fetch(arguments)) => fetch(&arguments),
-        Ok(Wish::Tell(text)) => {
-            // A reader that went away has seen enough.
-            _ = io::stdout().write_all(text.as_bytes());
+    match walden_companion::parse(&FLAGS, arguments).and_then(Arguments::of) {
+        Ok(Asked::Fetch(arguments)) => fetch(&arguments),
+        Ok(Asked::Tell(text)) => {
+            walden_companion::tell(&text);
             0
         }
         Err(what) => doubt(&what, USAGE),
@@ -62,50 +67,94 @@ fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
 }
 
 /// What the arguments ask for.
-enum Wish {
-    /// Run `walden` with these arguments.
-    Fetch(Vec<OsString>),
+enum Asked {
+    /// Fetch this file.
+    Fetch(Arguments),
     /// Print this.
     Tell(String),
 }
 
-fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Wish, String> {
-    let mut for_walden: Vec<OsString> = vec!["wal".into(), "fetch".into(), "--no-local-config".into()];
-    let mut names = Vec::new();
-    while let Some(argument) = arguments.next() {
-        match argument.to_str() {
-            Some("--help" | "-h") => return Ok(Wish::Tell(HELP.into())),
-            Some("--version" | "-V") => {
-                return Ok(Wish::Tell(format!("walden-restore {}\n", env!("CARGO_PKG_VERSION"))));
-            }
-            Some(flag @ ("--config" | "--cluster" | "--until")) => {
-                let value = arguments.next().ok_or_else(|| format!("{flag} needs a value"))?;
-                for_walden.extend([argument, value]);
-            }
-            Some(flag) if ["--config=", "--cluster=", "--until="].iter().any(|known| flag.starts_with(known)) => {
-                for_walden.push(argument);
-            }
-            Some(flag) if flag.starts_with('-') => return Err(format!("unknown option {flag}")),
-            Some("") => return Err("an argument is empty".into()),
-            _ => names.push(argument),
-        }
-    }
-    if names.len() != 2 {
-        return Err(format!("{} arguments, where the file's name and its destination are needed", names.len()));
-    }
-    for_walden.push("--".into());
-    for_walden.extend(names);
-    Ok(Wish::Fetch(for_walden))
+struct Arguments {
+    flags: Vec<(&'static str, OsString)>,
+    file: OsString,
+    destination: PathBuf,
 }
 
-fn fetch(arguments: &[OsString]) -> u8 {
+impl Arguments {
+    fn of(wish: Wish) -> Result<Asked, String> {
+        let (flags, names) = match wish {
+            Wish::Help => return Ok(Asked::Tell(HELP.into())),
+            Wish::Version => return Ok(Asked::Tell(format!("walden-restore {}\n", env!("CARGO_PKG_VERSION")))),
+            Wish::Work(flags, names) => (flags, names),
+        };
+        let needed =
+            |names: Vec<_>| format!("{} arguments, where the file's name and its destination are needed", names.len());
+        let [file, destination] = <[OsString; 2]>::try_from(names).map_err(needed)?;
+        Ok(Asked::Fetch(Self { flags, file, destination: destination.into() }))
+    }
+
+    fn value(&self, flag: &str) -> Option<OsString> {
+        walden_companion::value(&self.flags, flag)
+    }
+}
+
+fn fetch(arguments: &Arguments) -> u8 {
+    match ask(arguments) {
+        Some(Answer { status: 0, text }) if take(Path::new(OsStr::from_bytes(&text)), &arguments.destination) => 0,
+        Some(Answer { status: status @ (ABSENT | DOUBT), text }) => {
+            _ = io::stderr().write_all(&text);
+            status
+        }
+        _ => fetch_by_walden(arguments),
+    }
+}
+
+fn ask(arguments: &Arguments) -> Option<Answer> {
+    let request = Request {
+        verb: "fetch".into(),
+        cwd: env::current_dir().ok()?,
+        config: walden_companion::configuration(arguments.value("--config")),
+        cluster: arguments.value("--cluster"),
+        path: arguments.destination.clone(),
+        file: Some(arguments.file.clone()),
+        until: arguments.value("--until"),
+        environment: walden_companion::environment(),
+    };
+    walden_companion::ask(&walden_companion::socket(arguments.value("--agent")), &request)
+}
+
+/// Puts the agent's file to its destination; whether that went well. On another file system it is copied.
+fn take(file: &Path, destination: &Path) -> bool {
+    let folder = destination.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let put = match fs::rename(file, destination) {
+        Err(error) if error.kind() == ErrorKind::CrossesDevices => {
+            // PostgreSQL itself removes files of such names when it starts.
+            let temporary = folder.join(format!("xlogtemp.walden.{}", std::process::id()));
+            let copied = fs::copy(file, &temporary).and_then(|_| File::open(&temporary)?.sync_all());
+            let put = copied.and_then(|()| fs::rename(&temporary, destination));
+            // The agent removes its own.
+            put.inspect_err(|_| _ = fs::remove_file(&temporary))
+        }
+        renamed => renamed,
+    };
+    // PostgreSQL itself makes this one durable under the name that it keeps.
+    let by_postgres = destination.file_name().is_some_and(|name| name == "RECOVERYXLOG");
+    put.and_then(|()| if by_postgres { Ok(()) } else { File::open(folder)?.sync_all() }).is_ok()
+}
+
+fn fetch_by_walden(arguments: &Arguments) -> u8 {
     let walden = walden_companion::companion("walden");
-    let delivered = || arguments.last().is_some_and(|destination| PathBuf::from(destination).is_file());
-    match Command::new(&walden).args(arguments).stderr(Stdio::inherit()).output() {
+    let mut command = Command::new(&walden);
+    command.args(["wal", "fetch", "--no-local-config"]);
+    for (flag, value) in arguments.flags.iter().filter(|(flag, _)| *flag != "--agent") {
+        command.args([OsStr::new(flag), value]);
+    }
+    command.arg("--").arg(&arguments.file).arg(&arguments.destination);
+    match command.stderr(Stdio::inherit()).output() {
         Ok(output) => match output.status.code() {
             // PostgreSQL would take a file that is not there for the end of the log.
-            Some(0) if delivered() => 0,
-            Some(1) if output.stdout == ABSENT => 1,
+            Some(0) if arguments.destination.is_file() => 0,
+            Some(1) if output.stdout == SAYS_ABSENT => ABSENT,
             // It has told why.
             Some(code) if code == i32::from(DOUBT) => DOUBT,
             _ => {

@@ -1,6 +1,6 @@
 //! One question of a small program, and its answer.
 
-use std::{fmt::Write as _, sync::Arc, time::Duration};
+use std::{fmt::Write as _, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -9,9 +9,10 @@ use tokio::{
 };
 use walden_companion::{AT_WORK, Answer, LONGEST_REQUEST, Request};
 
-use super::desk::Desk;
+use super::desk::{Desk, Opened};
 use crate::{
-    archive,
+    archive::{self, Fetch},
+    config::ClusterConfig,
     error::{Error, Result},
 };
 
@@ -29,6 +30,7 @@ pub(super) async fn serve(mut stream: UnixStream, desk: Arc<Desk>) {
     let answer = async {
         match &request {
             Some(request) if request.verb == "push" => push(request, by, &desk).await,
+            Some(request) if request.verb == "fetch" => fetch(request, &desk).await,
             _ => None,
         }
     };
@@ -50,13 +52,8 @@ pub(super) async fn serve(mut stream: UnixStream, desk: Arc<Desk>) {
 
 /// `None` where the configuration is wrong: `walden` itself tells how.
 async fn push(request: &Request, by: Option<i32>, desk: &Desk) -> Option<Answer> {
-    let opened = desk.for_request(request).ok()?;
+    let (opened, cluster) = opened(request, desk)?;
     let path = request.cwd.join(&request.path);
-    let cluster = match &request.cluster {
-        Some(name) => Some(name.to_str()?),
-        None => None,
-    };
-    let cluster = opened.config.cluster(cluster).ok()?;
     let limit = opened.config.archive.timeout;
     let work = async {
         let served = opened.served(&cluster, &desk.agent).await?;
@@ -71,6 +68,41 @@ async fn push(request: &Request, by: Option<i32>, desk: &Desk) -> Option<Answer>
         }
         Err(error) => Answer { status: (desk.agent.push_status)(error.kind()), text: told(&error).into_bytes() },
     })
+}
+
+/// `None` where the configuration is wrong, and where there is no place for the file.
+async fn fetch(request: &Request, desk: &Desk) -> Option<Answer> {
+    let (opened, cluster) = opened(request, desk)?;
+    let until = match &request.until {
+        Some(until) => Some(until.to_str()?.parse().ok()?),
+        None => None,
+    };
+    let wanted = Fetch {
+        file: request.file.as_ref()?.to_str()?.parse().ok()?,
+        destination: request.cwd.join(&request.path),
+        until,
+        pgdata: cluster.pgdata().ok().map(PathBuf::from),
+        incarnation: cluster.incarnation,
+    };
+    let offered = opened.fetcher(&cluster, &desk.agent).ok()?.offer(&wanted).await.transpose()?;
+    Some(match archive::answer(offered, &wanted, opened.config.restore.promote_despite_doubt) {
+        Ok(path) => {
+            tracing::debug!("{} is ready", wanted.file);
+            Answer { status: 0, text: path.as_os_str().as_bytes().to_vec() }
+        }
+        Err(error) => Answer { status: (desk.agent.fetch_status)(error.kind()), text: told(&error).into_bytes() },
+    })
+}
+
+/// What the request goes by; `None` where it cannot be opened: `walden` itself tells why.
+fn opened(request: &Request, desk: &Desk) -> Option<(Arc<Opened>, ClusterConfig)> {
+    let opened = desk.for_request(request).ok()?;
+    let cluster = match &request.cluster {
+        Some(name) => Some(name.to_str()?),
+        None => None,
+    };
+    let cluster = opened.config.cluster(cluster).ok()?;
+    Some((opened, cluster))
 }
 
 /// As `walden` itself would tell it.

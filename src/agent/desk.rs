@@ -1,8 +1,9 @@
-//! What lies on the agent's desk: the configuration that holds, and the shipper of each cluster.
+//! What lies on the agent's desk: the configuration that holds, and the shipper and the fetcher of each cluster.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
 };
 
 use tokio::sync::OnceCell;
@@ -13,13 +14,18 @@ use super::{
     ahead::{self, Served},
 };
 use crate::{
-    archive::{Shipper, Shipping},
+    archive::{Fetcher, Fetching, Lifetime, Shipper, Shipping},
+    clock::Random,
     config::{self, ClusterConfig, Config, Lookup},
     error::Result,
+    interrupt::Interrupt,
     pace::{self, Cores},
     repository::ClusterName,
-    store::Store,
+    store::{Answer, Store},
 };
+
+/// How often what was fetched ahead is looked at.
+const TENDED: Duration = Duration::from_secs(60);
 
 pub(super) struct Desk {
     pub(super) agent: Agent,
@@ -33,6 +39,7 @@ pub(super) struct Opened {
     /// The processors that all clusters share.
     cores: Arc<Cores>,
     served: Mutex<HashMap<ClusterName, Arc<Served>>>,
+    fetchers: Mutex<HashMap<ClusterName, Arc<Fetcher>>>,
 }
 
 impl Desk {
@@ -54,6 +61,12 @@ impl Desk {
         }
         Ok(opened.clone())
     }
+
+    /// Nothing stays of what was fetched ahead.
+    pub(super) fn clear(&self) {
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.fetchers().values().for_each(|fetcher| fetcher.close());
+    }
 }
 
 impl Opened {
@@ -62,13 +75,40 @@ impl Opened {
             tracing::warn!("the priority of archiving could not be lowered: {why}");
         }
         let cores = Arc::new(Cores::new(config.archive.cpu));
-        Self { config, store: OnceCell::new(), cores, served: Mutex::default() }
+        Self { config, store: OnceCell::new(), cores, served: Mutex::default(), fetchers: Mutex::default() }
+    }
+
+    /// The one that fetches for a cluster.
+    pub(super) fn fetcher(self: &Arc<Self>, cluster: &ClusterConfig, agent: &Agent) -> Result<Arc<Fetcher>> {
+        let fetching = Fetching::of(&self.config, cluster)?;
+        let new = || {
+            let (opened, random) = (Arc::downgrade(self), agent.random.clone());
+            let open = move || -> Answer<'static, Arc<dyn Store>> {
+                let (opened, random) = (opened.clone(), random.clone());
+                Box::pin(async move {
+                    let opened = opened.upgrade().ok_or_else(Interrupt::error)?;
+                    opened.store(random).await
+                })
+            };
+            let fetcher = Fetcher::new(Box::new(open), fetching, Lifetime::Lasting);
+            _ = tokio::spawn(tend(Arc::downgrade(&fetcher)));
+            fetcher
+        };
+        Ok(self.fetchers().entry(cluster.name.clone()).or_insert_with(new).clone())
+    }
+
+    fn fetchers(&self) -> MutexGuard<'_, HashMap<ClusterName, Arc<Fetcher>>> {
+        self.fetchers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn store(&self, random: Arc<Random>) -> Result<Arc<dyn Store>> {
+        let open = async || config::open_store(self.config.repository()?, random).await;
+        self.store.get_or_try_init(open).await.cloned()
     }
 
     /// The one that serves a cluster.
     pub(super) async fn served(&self, cluster: &ClusterConfig, agent: &Agent) -> Result<Arc<Served>> {
-        let open = async || config::open_store(self.config.repository()?, agent.random.clone()).await;
-        let store = self.store.get_or_try_init(open).await?;
+        let store = self.store(agent.random.clone()).await?;
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
             let shipper = Shipper::new(store.clone(), Shipping::of(&self.config, cluster), self.cores.clone());
@@ -77,5 +117,14 @@ impl Opened {
             served
         };
         Ok(served.entry(cluster.name.clone()).or_insert_with(new).clone())
+    }
+}
+
+/// Gives up what was fetched ahead when it is not asked for any more, as long as the fetcher is there.
+async fn tend(fetcher: Weak<Fetcher>) {
+    loop {
+        tokio::time::sleep(TENDED).await;
+        let Some(fetcher) = fetcher.upgrade() else { return };
+        fetcher.tend();
     }
 }

@@ -1,5 +1,6 @@
 //! The agent: one long-running process on a database host, with warm connections. It answers the small programs over a
-//! Unix socket, as `walden wal push` would, and ships segments before PostgreSQL asks for them.
+//! Unix socket, as `walden wal push` and `walden wal fetch` would, ships segments before PostgreSQL asks for them, and in a
+//! recovery fetches them before.
 //!
 //! Nothing depends on it: where it does not answer, or answers "not for me", the small programs run `walden`.
 
@@ -38,6 +39,8 @@ pub struct Agent {
     pub random: Arc<Random>,
     /// The exit status of a push that failed in this way.
     pub push_status: fn(Kind) -> u8,
+    /// That of a fetch.
+    pub fetch_status: fn(Kind) -> u8,
 }
 
 impl Agent {
@@ -46,6 +49,9 @@ impl Agent {
         self.config.repository()?;
         archive::prove_state_dir(&self.config.archive.state_dir)?;
         let socket = Socket::bind(&self.config.agent.socket)?;
+        // What an agent that was killed has left.
+        let pgdatas = self.config.clusters().iter().filter_map(|cluster| cluster.pgdata().ok());
+        pgdatas.for_each(|pgdata| archive::clear_prefetched(pgdata, &self.config.archive.state_dir));
         let desk = Arc::new(Desk::new(self));
         let mut hangup = signal(SignalKind::hangup()).map_err(|e| Error::failed("watch for signals").source(e))?;
         let watchdog = sd_notify::watchdog_enabled();
@@ -67,6 +73,7 @@ impl Agent {
         // From here on the small programs find no socket and run walden.
         drop(socket);
         _ = timeout(LAST_WORDS, async { while answers.join_next().await.is_some() {} }).await;
+        desk.clear();
         Ok(())
     }
 }

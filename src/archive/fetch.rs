@@ -5,24 +5,17 @@
 //! its timeline is there. Everything else is an error, and the caller answers it with an exit code on which
 //! PostgreSQL stops.
 
-use std::{
-    fs::{self, File},
-    io::Write,
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::PathBuf;
 
-use super::data_directory;
+use super::{
+    arrival::{Arrived, Found, RECOVERED, folder_of},
+    data_directory,
+};
 use crate::{
     error::{Error, Kind, Result},
-    postgres::{ControlFile, SegmentName, SystemId, TimelineId, WalFile},
-    repository::{
-        ClusterName, Incarnation, System, join,
-        wal_object::{self, WalObject},
-    },
-    store::{Key, Store},
-    wal,
+    postgres::{ControlFile, SegmentName, TimelineId, WalFile},
+    repository::{Incarnation, System, join, wal_object},
+    store::Key,
 };
 
 /// What is wanted.
@@ -40,21 +33,9 @@ pub struct Fetch {
     pub incarnation: u32,
 }
 
-/// How a fetch ended well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fetched {
-    /// The file stands at its destination, verified and durable.
-    Delivered {
-        /// Its length in bytes.
-        size: u64,
-    },
-    /// It is proven that there is none.
-    Absent,
-}
-
 /// What `restore_command` answers when a fetch ended in doubt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnDoubt {
+enum OnDoubt {
     /// PostgreSQL must stop: the log would end here otherwise.
     Stop,
     /// A standby asks again by itself.
@@ -63,29 +44,65 @@ pub enum OnDoubt {
 
 /// On a standby doubt may be answered "not there", because PostgreSQL will ask again; but not while it is being
 /// promoted, when a missing segment would end recovery early.
-pub fn on_doubt(request: &Fetch, promote_despite_doubt: bool) -> OnDoubt {
-    let Ok(pgdata) = data_directory(&request.destination, request.pgdata.as_deref()) else { return OnDoubt::Stop };
+fn on_doubt(request: &Fetch, promote_despite_doubt: bool) -> OnDoubt {
+    let Ok(pgdata) = request.data_directory() else { return OnDoubt::Stop };
     let standby = pgdata.join("standby.signal").exists();
     let promoted = pgdata.join("promote").exists();
     if standby && (!promoted || promote_despite_doubt) { OnDoubt::AskAgain } else { OnDoubt::Stop }
 }
 
-/// Fetches a file.
-pub async fn fetch(store: Arc<dyn Store>, cluster: &ClusterName, request: &Fetch) -> Result<Fetched> {
-    let pgdata = data_directory(&request.destination, request.pgdata.as_deref())?;
-    let id = ControlFile::read(&pgdata)?.system;
-    let incarnation = Incarnation { system: id, number: request.incarnation };
-    let system = System::open(store, cluster, incarnation).await?;
-    let Some((key, object)) = find(&system, request.file).await? else {
-        prove_absent(&system, request).await?;
-        return Ok(Fetched::Absent);
-    };
-    let (file, destination) = (request.file, request.destination.clone());
-    let delivered = tokio::task::spawn_blocking(move || deliver(object, &key, file, id, &destination)).await;
-    join(delivered)?.map(|size| Fetched::Delivered { size })
+/// What `restore_command` answers: `NotFound` means 1, every other error that PostgreSQL has to stop.
+pub fn answer<T>(ended: Result<Option<T>>, request: &Fetch, promote_despite_doubt: bool) -> Result<T> {
+    let file = request.file;
+    let absent = || Error::not_found(format!("{file} is not in the archive"));
+    match ended {
+        Ok(Some(delivered)) => Ok(delivered),
+        Ok(None) => Err(absent()),
+        Err(error) if on_doubt(request, promote_despite_doubt) == OnDoubt::AskAgain => {
+            Err(absent().context("a standby asks again").source(error))
+        }
+        // What is not proven absent must never be answered as such.
+        Err(error) if error.kind() == Kind::NotFound => {
+            Err(Error::unavailable(format!("{file} cannot be read")).source(error))
+        }
+        Err(error) => Err(error),
+    }
 }
 
-async fn find(system: &System, file: WalFile) -> Result<Option<(Key, WalObject)>> {
+impl Fetch {
+    /// The segment, when PostgreSQL is replaying: only its startup process names the destination so. `pg_rewind` and
+    /// others fetch one file and go elsewhere for the next.
+    pub(super) fn replayed(&self) -> Option<SegmentName> {
+        match self.file {
+            WalFile::Segment(name) if self.destination.file_name()? == RECOVERED => Some(name),
+            _ => None,
+        }
+    }
+
+    /// The data directory that asks.
+    pub(super) fn data_directory(&self) -> Result<PathBuf> {
+        data_directory(&self.destination, self.pgdata.as_deref())
+    }
+
+    /// The system whose WAL that directory wants.
+    pub(super) fn wanted(&self) -> Result<Incarnation> {
+        let system = ControlFile::read(&self.data_directory()?)?.system;
+        Ok(Incarnation { system, number: self.incarnation })
+    }
+}
+
+/// Fetches a file to `path`, a temporary one; `None` when it is proven that there is none.
+pub(super) async fn fetch(system: &System, request: &Fetch, path: PathBuf) -> Result<Option<Arrived>> {
+    let Some(found) = find(system, request.file).await? else {
+        prove_absent(system, request).await?;
+        return Ok(None);
+    };
+    let near = folder_of(&request.destination).to_path_buf();
+    join(tokio::task::spawn_blocking(move || Arrived::write(found, path, &near, || true)).await)?.map(Some)
+}
+
+/// The object of a file; `None` when the store says that there is no such key.
+pub(super) async fn find(system: &System, file: WalFile) -> Result<Option<Found>> {
     let key = match file {
         WalFile::Segment(name) => system.folder.segment(name)?,
         WalFile::History(timeline) => system.folder.history(timeline)?,
@@ -100,7 +117,7 @@ async fn find(system: &System, file: WalFile) -> Result<Option<(Key, WalObject)>
         },
     };
     match wal_object::open(&*system.store, &key).await {
-        Ok(object) => Ok(Some((key, object))),
+        Ok(object) => Ok(Some(Found { object, key, file, system: system.folder.incarnation.system })),
         Err(error) if error.kind() == Kind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
@@ -164,64 +181,4 @@ async fn on_the_path(system: &System, name: SegmentName, until: Option<SegmentNa
     })?;
     let last_byte = name.start(size)? + (size.bytes() - 1);
     Ok(history.at(last_byte) == name.timeline)
-}
-
-/// Writes the file beside its destination, proves it, and renames it there.
-fn deliver(object: WalObject, key: &Key, file: WalFile, system: SystemId, destination: &Path) -> Result<u64> {
-    if let Some(head) = object.head.as_ref().filter(|head| head.name != file) {
-        return Err(Error::damaged(format!("{key} says that it holds {}", head.name)));
-    }
-    let folder = match destination.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    // PostgreSQL itself removes files of this name from pg_wal when it starts (`RemoveTempXlogFiles`, xlog.c).
-    let temporary = folder.join(format!("xlogtemp.walden.{}", std::process::id()));
-    let written = write_verified(object, file, system, &temporary).and_then(|size| {
-        fs::rename(&temporary, destination).map_err(|e| Error::io("rename to", destination, e))?;
-        sync_folder(folder)?;
-        Ok(size)
-    });
-    if written.is_err() {
-        // What remains of it is of no use, and the error that is reported matters more than this one.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
-fn write_verified(object: WalObject, file: WalFile, system: SystemId, temporary: &Path) -> Result<u64> {
-    let _ = fs::remove_file(temporary);
-    let mut to = File::create_new(temporary).map_err(|e| Error::io("create", temporary, e))?;
-    let mut header_seen = !matches!(file, WalFile::Segment(_));
-    let mut front = Vec::new();
-    let head = object.read(|bytes| {
-        if !header_seen {
-            front.extend_from_slice(&bytes[..bytes.len().min(64)]);
-            if front.len() >= wal::page::LONG_HEADER {
-                header_seen = true;
-                check_header(&front, file, system)?;
-            }
-        }
-        to.write_all(bytes).map_err(|e| Error::io("write", temporary, e))?;
-        Ok(ControlFlow::Continue(()))
-    })?;
-    to.sync_all().map_err(|e| Error::io("fsync", temporary, e))?;
-    Ok(head.size)
-}
-
-fn check_header(front: &[u8], file: WalFile, system: SystemId) -> Result<()> {
-    let WalFile::Segment(name) = file else { return Ok(()) };
-    let header = wal::SegmentHeader::parse(front)?;
-    header.check_name(name)?;
-    if header.system != system {
-        return Err(Error::damaged(format!(
-            "{name} in the repository belongs to system {}, not to {system}",
-            header.system
-        )));
-    }
-    Ok(())
-}
-
-fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|f| f.sync_all()).map_err(|e| Error::io("fsync", folder, e))
 }

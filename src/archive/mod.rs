@@ -1,14 +1,19 @@
 //! The archive of one system: segments and their companions in and out, as `archive_command` and
 //! `restore_command` ask for it.
 
+mod arrival;
 mod backlog;
 mod fetch;
+mod fetcher;
 mod push;
+mod replay;
 mod shipped;
 mod shipper;
 mod show;
+mod spool;
 
-pub use fetch::{Fetch, Fetched, OnDoubt, fetch, on_doubt};
+pub use fetch::{Fetch, answer};
+pub use fetcher::{Fetcher, Fetching, Lifetime, OpenStore, clear_prefetched};
 pub use push::{Push, Pushed, push};
 pub use shipped::prove_state_dir;
 pub use shipper::{Shipper, Shipping};

@@ -41,6 +41,11 @@ impl FileId {
             changed: (found.ctime(), found.ctime_nsec()),
         })
     }
+
+    /// The file's length in bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
 }
 
 impl fmt::Display for FileId {

@@ -15,6 +15,7 @@ pub async fn run(_: &Args, context: &Context) -> Result<End> {
         config: context.config()?.clone(),
         random: context.random.clone(),
         push_status: |kind| Codes::Push.of_error(kind),
+        fetch_status: |kind| Codes::Fetch.of_error(kind),
     };
     agent.run(context.interrupt()).await?;
     Ok(End::Done)

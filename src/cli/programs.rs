@@ -47,6 +47,9 @@ pub fn restore_command(
     if let Some(file) = config.file.as_deref() {
         command.push_str(&format!(" --config {}", quoted(file)));
     }
+    if config.agent.socket != Path::new(walden_companion::SOCKET) {
+        command.push_str(&format!(" --agent {}", quoted(&config.agent.socket)));
+    }
     Ok(format!("{command} --cluster {} --until {until} \"%f\" \"%p\"", cluster.name))
 }
 

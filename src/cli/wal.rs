@@ -13,8 +13,9 @@ use serde_json::json;
 
 use super::{Context, exit::End};
 use crate::{
-    archive::{self, Fetch, Fetched, OnDoubt, Shipper, Shipping},
-    error::{Error, Kind, Result},
+    archive::{self, Fetch, Fetcher, Fetching, Lifetime, OpenStore, Shipper, Shipping},
+    config,
+    error::{Kind, Result},
     human,
     pace::{self, Cores},
     postgres::{SegmentName, WalFile, server},
@@ -108,31 +109,25 @@ async fn fetch(file: WalFile, destination: &Path, until: Option<SegmentName>, co
         pgdata: cluster.pgdata().ok().map(PathBuf::from),
         incarnation: cluster.incarnation,
     };
-    let work = async { archive::fetch(context.store().await?, &cluster.name, &request).await };
-    // walden-restore believes the status only with this word beside it.
-    let absent = || {
-        context.output.raw(b"absent\n");
-        Error::not_found(format!("{file} is not in the archive"))
-    };
-    match within(config.archive.timeout, work).await {
-        Ok(Fetched::Delivered { size }) => {
-            if context.output.json {
-                context.output.document(&json!({ "file": file, "bytes": size }));
-            } else {
-                tracing::info!("{file} delivered ({})", human::size(size));
-            }
-            Ok(End::Done)
+    let (repository, random) = (config.repository()?.clone(), context.random.clone());
+    let open: OpenStore = Box::new(move || {
+        let (repository, random) = (repository.clone(), random.clone());
+        Box::pin(async move { config::open_store(&repository, random).await })
+    });
+    let lifetime = Lifetime::OneCall(context.clock.now().into());
+    let fetched = Fetcher::new(open, Fetching::of(config, &cluster)?, lifetime).fetch(&request).await;
+    let size = archive::answer(fetched, &request, config.restore.promote_despite_doubt).inspect_err(|error| {
+        // walden-restore believes the status only with this word beside it.
+        if error.kind() == Kind::NotFound {
+            context.output.raw(b"absent\n");
         }
-        Ok(Fetched::Absent) => Err(absent()),
-        Err(error) if archive::on_doubt(&request, config.restore.promote_despite_doubt) == OnDoubt::AskAgain => {
-            Err(absent().context("a standby asks again").source(error))
-        }
-        // What is not proven absent must never be answered as such.
-        Err(error) if error.kind() == Kind::NotFound => {
-            Err(Error::unavailable(format!("{file} cannot be read")).source(error))
-        }
-        Err(error) => Err(error),
+    })?;
+    if context.output.json {
+        context.output.document(&json!({ "file": file, "bytes": size }));
+    } else {
+        tracing::info!("{file} delivered ({})", human::size(size));
     }
+    Ok(End::Done)
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {

@@ -184,7 +184,7 @@ pub static KEYS: &[Key] = &[
         "socket",
         Kind::Path,
         Is("/run/walden/agent.sock"),
-        "The Unix socket of `walden agent`. The small programs look for it there; for another one PostgreSQL's environment needs `WALDEN_AGENT_SOCKET`, or `archive_command` the flag `--agent SOCKET`.",
+        "The Unix socket of `walden agent`. The small programs look for it there; for another one PostgreSQL's environment needs `WALDEN_AGENT_SOCKET`, or their commands the flag `--agent SOCKET`.",
     ),
     key("backup", "compression", Kind::Compression, Is("zstd:1"), "How parts are compressed: `zstd:LEVEL`, 1 to 19."),
     key(
@@ -244,6 +244,20 @@ pub static KEYS: &[Key] = &[
         "The most bytes of files a second to fetch, and to read when they are compared; `restore --rate-limit` is above it.",
     ),
     key("restore", "parallel", Kind::Whole(1, 64), Processors, "How many files are fetched and written at a time."),
+    key(
+        "restore",
+        "prefetch",
+        Kind::Whole(0, 64),
+        Is("8"),
+        "How many segments are fetched ahead while PostgreSQL replays; 0: each when it asks. They lie beside the data directory in `.NAME.walden-prefetch`, on the file system of `pg_wal`, or else in `[archive] state_dir`.",
+    ),
+    key(
+        "restore",
+        "prefetch_size",
+        Kind::Size,
+        Is("256MB"),
+        "How many bytes of segments are fetched ahead at most; segments that are longer are not.",
+    ),
     key(
         "restore",
         "promote_despite_doubt",

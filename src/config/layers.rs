@@ -109,6 +109,8 @@ impl Layers {
             restore: RestoreConfig {
                 parallel: restore.count("parallel"),
                 rate_limit: restore.size("rate_limit"),
+                prefetch: restore.count("prefetch"),
+                prefetch_size: restore.size("prefetch_size").unwrap_or(0),
                 promote_despite_doubt: restore.switch("promote_despite_doubt"),
             },
             clusters: self.clusters.iter().map(|name| self.cluster(name)).collect(),

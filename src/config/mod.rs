@@ -148,6 +148,10 @@ pub struct RestoreConfig {
     pub parallel: usize,
     /// The most bytes a second to fetch.
     pub rate_limit: Option<u64>,
+    /// How many segments are fetched ahead.
+    pub prefetch: usize,
+    /// How many bytes of them at most.
+    pub prefetch_size: u64,
     /// Whether a standby that is being promoted may end recovery though a segment could not be read.
     pub promote_despite_doubt: bool,
 }

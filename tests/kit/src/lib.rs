@@ -1,6 +1,7 @@
 //! Real parts for tests: PostgreSQL clusters, S3 servers, and a place to run Walden's own programs in.
 #![allow(clippy::print_stderr, reason = "what a test machine lacks is said where the test's other output goes")]
 
+pub mod agent;
 pub mod by_hand;
 pub mod clock;
 pub mod owner;
