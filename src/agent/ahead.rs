@@ -13,6 +13,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use super::metrics::Figures;
 use crate::{archive::Shipper, clock::Random, postgres::server};
 
 /// How long after a call PostgreSQL counts as calling: after three failures its archiver pauses for a minute
@@ -28,6 +29,7 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 /// A cluster that is served.
 pub(super) struct Served {
     pub(super) shipper: Shipper,
+    figures: Arc<Figures>,
     called: watch::Sender<Option<Call>>,
 }
 
@@ -41,8 +43,8 @@ struct Call {
 }
 
 impl Served {
-    pub(super) fn new(shipper: Shipper) -> Self {
-        Self { shipper, called: watch::Sender::new(None) }
+    pub(super) fn new(shipper: Shipper, figures: Arc<Figures>) -> Self {
+        Self { shipper, figures, called: watch::Sender::new(None) }
     }
 
     /// A process asks for this file. It counts when the server itself has started it: not a person who pushes one file
@@ -70,7 +72,8 @@ pub(super) async fn ship(served: Weak<Served>, random: Arc<Random>) {
             continue;
         };
         match served.shipper.ahead(&call.path, most).await {
-            Ok(_) => {
+            Ok(count) => {
+                served.figures.shipped_ahead(count);
                 (retry, most) = (FIRST_RETRY, usize::MAX);
                 drop(served);
                 sleep(PAUSE).await;

@@ -1,6 +1,12 @@
 //! One question of a small program, and its answer.
 
-use std::{fmt::Write as _, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt::Write as _,
+    os::unix::ffi::OsStrExt,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -54,13 +60,14 @@ pub(super) async fn serve(mut stream: UnixStream, desk: Arc<Desk>) {
 async fn push(request: &Request, by: Option<i32>, desk: &Desk) -> Option<Answer> {
     let (opened, cluster) = opened(request, desk)?;
     let path = request.cwd.join(&request.path);
-    let limit = opened.config.archive.timeout;
+    let (limit, begun) = (opened.config.archive.timeout, Instant::now());
     let work = async {
-        let served = opened.served(&cluster, &desk.agent).await?;
+        let served = opened.served(&cluster, desk).await?;
         served.is_called(&path, by);
         served.shipper.push(&path).await
     };
     let ended = timeout(limit, work).await.unwrap_or_else(|_| Err(archive::out_of_time(limit)));
+    desk.figures(&cluster.name).answered(&ended, begun.elapsed());
     Some(match ended {
         Ok(pushed) => {
             tracing::debug!("{} is durable", pushed.file);

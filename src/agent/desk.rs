@@ -1,7 +1,7 @@
 //! What lies on the agent's desk: the configuration that holds, and the shipper and the fetcher of each cluster.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -12,6 +12,7 @@ use walden_companion::Request;
 use super::{
     Agent,
     ahead::{self, Served},
+    metrics::Figures,
 };
 use crate::{
     archive::{Fetcher, Fetching, Lifetime, Shipper, Shipping},
@@ -30,6 +31,7 @@ const TENDED: Duration = Duration::from_secs(60);
 pub(super) struct Desk {
     pub(super) agent: Agent,
     opened: Mutex<Arc<Opened>>,
+    figures: Mutex<BTreeMap<ClusterName, Arc<Figures>>>,
 }
 
 /// A configuration, and what was opened by it.
@@ -45,7 +47,22 @@ pub(super) struct Opened {
 impl Desk {
     pub(super) fn new(agent: Agent) -> Self {
         let opened = Mutex::new(Arc::new(Opened::new(agent.config.clone())));
-        Self { agent, opened }
+        Self { agent, opened, figures: Mutex::default() }
+    }
+
+    /// What was done for a cluster.
+    pub(super) fn figures(&self, cluster: &ClusterName) -> Arc<Figures> {
+        self.figures.lock().unwrap_or_else(PoisonError::into_inner).entry(cluster.clone()).or_default().clone()
+    }
+
+    /// What was done for each cluster that somebody asked for.
+    pub(super) fn all_figures(&self) -> BTreeMap<ClusterName, Arc<Figures>> {
+        self.figures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What holds since a program asked last.
+    pub(super) fn opened(&self) -> Arc<Opened> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What holds for the program that asks: the file that it would read, as it stands now, and its environment.
@@ -101,19 +118,20 @@ impl Opened {
         self.fetchers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn store(&self, random: Arc<Random>) -> Result<Arc<dyn Store>> {
+    /// The repository's store.
+    pub(super) async fn store(&self, random: Arc<Random>) -> Result<Arc<dyn Store>> {
         let open = async || config::open_store(self.config.repository()?, random).await;
         self.store.get_or_try_init(open).await.cloned()
     }
 
     /// The one that serves a cluster.
-    pub(super) async fn served(&self, cluster: &ClusterConfig, agent: &Agent) -> Result<Arc<Served>> {
-        let store = self.store(agent.random.clone()).await?;
+    pub(super) async fn served(&self, cluster: &ClusterConfig, desk: &Desk) -> Result<Arc<Served>> {
+        let store = self.store(desk.agent.random.clone()).await?;
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
             let shipper = Shipper::new(store.clone(), Shipping::of(&self.config, cluster), self.cores.clone());
-            let served = Arc::new(Served::new(shipper));
-            _ = tokio::spawn(ahead::ship(Arc::downgrade(&served), agent.random.clone()));
+            let served = Arc::new(Served::new(shipper, desk.figures(&cluster.name)));
+            _ = tokio::spawn(ahead::ship(Arc::downgrade(&served), desk.agent.random.clone()));
             served
         };
         Ok(served.entry(cluster.name.clone()).or_insert_with(new).clone())

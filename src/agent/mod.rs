@@ -7,6 +7,7 @@
 mod ahead;
 mod answer;
 mod desk;
+mod metrics;
 mod socket;
 
 use std::{sync::Arc, time::Duration};
@@ -21,7 +22,7 @@ use tokio::{
 use self::{desk::Desk, socket::Socket};
 use crate::{
     archive,
-    clock::Random,
+    clock::{Clock, Random},
     config::Config,
     error::{Error, Kind, Result},
     interrupt::Interrupt,
@@ -35,6 +36,8 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 pub struct Agent {
     /// The configuration at the start. What a call says counts from then on.
     pub config: Config,
+    /// The time of day.
+    pub clock: Arc<dyn Clock>,
     /// For the store.
     pub random: Arc<Random>,
     /// The exit status of a push that failed in this way.
@@ -48,11 +51,17 @@ impl Agent {
     pub async fn run(self, mut interrupt: Interrupt) -> Result<()> {
         self.config.repository()?;
         archive::prove_state_dir(&self.config.archive.state_dir)?;
+        let listener = metrics::bind(&self.config.agent).await?;
         let socket = Socket::bind(&self.config.agent.socket)?;
         // What an agent that was killed has left.
         let pgdatas = self.config.clusters().iter().filter_map(|cluster| cluster.pgdata().ok());
         pgdatas.for_each(|pgdata| archive::clear_prefetched(pgdata, &self.config.archive.state_dir));
         let desk = Arc::new(Desk::new(self));
+        // It has nothing to end in order: whoever asks for metrics asks again.
+        let mut asked = JoinSet::new();
+        if let Some(listener) = listener {
+            asked.spawn(metrics::serve(listener, desk.clone(), interrupt.clone()));
+        }
         let mut hangup = signal(SignalKind::hangup()).map_err(|e| Error::failed("watch for signals").source(e))?;
         let watchdog = sd_notify::watchdog_enabled();
         let mut alive = interval(watchdog.map_or(Duration::from_secs(3600), |limit| limit / 2));

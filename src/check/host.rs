@@ -131,9 +131,3 @@ fn ready_files(host: &Host, _: &Request<'_>) -> Option<Line> {
         Line::ok(name, text)
     })
 }
-
-/// The free space for `pg_wal` in bytes.
-pub(super) fn free_for_wal(pgdata: &Path) -> Option<u64> {
-    let space = rustix::fs::statvfs(pgdata.join("pg_wal")).ok()?;
-    Some(space.f_bavail.saturating_mul(space.f_frsize))
-}

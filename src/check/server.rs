@@ -11,9 +11,11 @@ use crate::{
     postgres::{
         Version,
         control::WalLevel,
+        pg_wal,
         prerequisites::Prerequisites,
         sql::{ArchiveMode, ServerFacts, Session},
     },
+    report::archive_command,
 };
 
 /// Clocks that differ by more than this make "the moment before" mean two things.
@@ -203,9 +205,8 @@ fn archive_command(server: &Server, _: &Host, request: &Request<'_>) -> Option<L
             Line::fail(name, "archive_command is empty: segments wait in pg_wal until the disk is full", set)
         });
     }
-    let said = shown(command);
-    let ours = command.contains("walden-archive") || command.contains("walden wal push");
-    if !ours {
+    let said = archive_command::shown(command);
+    if !archive_command::is_ours(command) {
         return Some(Line::warn(
             name,
             format!("{said} does not name walden-archive"),
@@ -224,19 +225,6 @@ fn archive_command(server: &Server, _: &Host, request: &Request<'_>) -> Option<L
             format!("{set}; or run walden check --config with the file that it reads"),
         )),
         None => Some(Line::ok(name, said)),
-    }
-}
-
-/// A command as it may be shown: variables that are set before it may be secrets.
-fn shown(command: &str) -> String {
-    let program = ["walden-archive", "walden wal push"].iter().find_map(|program| command.find(program));
-    match program {
-        Some(at) => {
-            let word = command[..at].rfind(char::is_whitespace).map_or(0, |blank| blank + 1);
-            format!("'{}'", &command[word..])
-        }
-        None if command.contains('=') => "the command (not shown, for it sets variables)".to_owned(),
-        None => format!("'{command}'"),
     }
 }
 
@@ -296,7 +284,7 @@ fn data_checksums(server: &Server, _: &Host, _: &Request<'_>) -> Option<Line> {
 
 fn pg_wal_space(server: &Server, host: &Host, _: &Request<'_>) -> Option<Line> {
     let name = "pg-wal-space";
-    let free = super::host::free_for_wal(host.pgdata.as_deref()?)?;
+    let free = pg_wal::free(host.pgdata.as_deref()?)?;
     let segment = server.facts.segment_size.bytes();
     let (wanted, text) = (server.asked.max_wal_size.max(ROOM * segment), format!("{} are free", human::size(free)));
     let mend = "make room on the file system of pg_wal: when it is full, PostgreSQL stops";
@@ -323,22 +311,4 @@ fn clock(server: &Server, _: &Host, _: &Request<'_>) -> Option<Line> {
     } else {
         Line::ok(name, "the server and this host agree")
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_command_is_shown_without_what_may_be_secret() {
-        for (command, text) in [
-            ("/bin/walden-archive --config /w.toml %p", "'/bin/walden-archive --config /w.toml %p'"),
-            ("AWS_SECRET_ACCESS_KEY='hush hush' /bin/walden-archive %p", "'/bin/walden-archive %p'"),
-            ("KEY=hush walden wal push %p", "'walden wal push %p'"),
-            ("KEY=\"hush x\" cp %p /a", "the command (not shown, for it sets variables)"),
-            ("cp %p /a/%f", "'cp %p /a/%f'"),
-        ] {
-            assert_eq!(shown(command), text);
-        }
-    }
 }

@@ -9,8 +9,8 @@ use crate::{
     error::Result,
     human,
     plan::window::{self, BackupMark, Depth, Timelines},
-    postgres::{ControlFile, Lsn, TimelineId},
-    report::{self, words},
+    postgres::Lsn,
+    report::{self, look, words},
     repository::{BackupDocument, Stock, System, Unneeded},
 };
 
@@ -81,19 +81,9 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     Ok(End::Done)
 }
 
-/// The timelines of a system. When the data directory is at hand it tells which of them the cluster writes.
+/// The timelines of a system, as far as this host can tell.
 pub async fn timelines(system: &System, depth: Depth, cluster: &ClusterConfig, context: &Context) -> Result<Timelines> {
-    let mut timelines = window::timelines(system, depth, &watch(context)).await?;
-    if let Some(live) = written_here(&timelines, cluster) {
-        timelines.set_live(live);
-    }
-    Ok(timelines)
-}
-
-fn written_here(timelines: &Timelines, cluster: &ClusterConfig) -> Option<TimelineId> {
-    let control = ControlFile::read(cluster.pgdata().ok()?).ok()?;
-    let here = timelines.system.incarnation;
-    (control.system == here.system && cluster.incarnation == here.number).then_some(control.checkpoint_copy.timeline)
+    look::timelines(system, depth, cluster, &watch(context)).await
 }
 
 /// One line for the timeline that the cluster writes, one for each other that goes on beside it.

@@ -1,46 +1,53 @@
 //! `walden status`.
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde_json::json;
 
-use super::{Context, Paint, exit::End, list};
+use super::{Context, Paint, exit::End, plan::watch};
 use crate::{
-    config::ClusterConfig,
-    error::Result,
-    plan::window::Depth,
-    postgres::{
-        ControlFile,
-        archive_status::Waiting,
-        sql::{ArchiveMode, Session},
-    },
+    config::{self, ClusterConfig, Config},
+    error::{Error, Result},
+    human,
+    postgres::archive_status::Waiting,
     report::{
-        status::{Seen, ServerSeen, Status, Verdict},
+        look,
+        metrics::{self, Page},
+        status::{Status, Verdict},
         words,
     },
-    repository::{Incarnation, System},
-    store::Store,
 };
 
 /// The arguments.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Print metrics in Prometheus' text format instead, as for the textfile collector of node_exporter
+    #[arg(long)]
+    metrics: bool,
+}
 
-pub async fn run(_: &Args, context: &Context) -> Result<End> {
-    let config = context.config()?;
+pub async fn run(args: &Args, context: &Context) -> Result<End> {
+    let (config, out) = (context.config()?, &context.output);
+    if args.metrics && out.json {
+        return Err(Error::invalid("--metrics and --json are two forms of the same answer").hint("choose one"));
+    }
     let clusters: Vec<ClusterConfig> = match (&context.global.cluster, config.clusters()) {
         (None, several) if several.len() > 1 => several.to_vec(),
         _ => vec![context.cluster()?],
     };
-    let store = context.store().await?;
     let mut found = Vec::new();
     for cluster in clusters {
-        let status = look(&cluster, &store, context).await?;
+        let status = look(config, &cluster, context).await?;
         found.push((cluster, status));
     }
-    let out = &context.output;
-    if out.json {
+    let url = config.repository()?.url.to_string();
+    if args.metrics {
+        let mut page = Page::default();
+        let all: Vec<_> = found.iter().map(|(cluster, status)| (&cluster.name, status)).collect();
+        metrics::clusters(&mut page, &all, context.clock.now());
+        out.raw(page.to_string().as_bytes());
+    } else if out.json {
         let clusters: Vec<_> = found
             .iter()
             .map(|(cluster, status)| {
@@ -49,43 +56,28 @@ pub async fn run(_: &Args, context: &Context) -> Result<End> {
                 document
             })
             .collect();
-        out.document(&json!({ "repository": store.url(), "now": context.clock.now(), "clusters": clusters }));
+        out.document(&json!({ "repository": url, "now": context.clock.now(), "clusters": clusters }));
     } else {
         for (number, (cluster, status)) in found.iter().enumerate() {
             if number > 0 {
                 out.line("");
             }
-            show(cluster, status, &store.url(), context);
+            show(cluster, status, &url, context);
         }
     }
-    let well = found.iter().all(|(_, status)| status.verdict == Verdict::Ok);
-    Ok(if well { End::Done } else { End::NeedsPerson })
+    Ok(if found.iter().any(|(_, status)| status.unreachable.is_some()) {
+        End::Unreachable
+    } else if found.iter().all(|(_, status)| status.verdict == Verdict::Ok) {
+        End::Done
+    } else {
+        End::NeedsPerson
+    })
 }
 
-async fn look(cluster: &ClusterConfig, store: &Arc<dyn Store>, context: &Context) -> Result<Status> {
-    let mut systems = Vec::new();
-    for system in System::all(store, &cluster.name).await? {
-        systems.push(list::timelines(&system, Depth::Ends, cluster, context).await?);
-    }
-    let pgdata = cluster.pgdata().ok();
-    let control = pgdata.and_then(|pgdata| ControlFile::read(pgdata).ok());
-    let seen = Seen {
-        systems: &systems,
-        here: control.map(|control| Incarnation { system: control.system, number: cluster.incarnation }),
-        waiting: pgdata.and_then(|pgdata| Waiting::of(pgdata).ok()),
-        server: match cluster.connection() {
-            Ok(_) => Some(ask(cluster).await.map_err(|error| error.to_string())),
-            Err(_) => None,
-        },
-        now: context.clock.now(),
-    };
-    Ok(Status::of(&seen))
-}
-
-async fn ask(cluster: &ClusterConfig) -> Result<ServerSeen> {
-    let session = Session::open(&cluster.connection()?.reveal().parse()?).await?;
-    let off = session.server_facts().await?.archive_mode == ArchiveMode::Off;
-    Ok(ServerSeen { off, archiver: session.archiver().await? })
+async fn look(config: &Config, cluster: &ClusterConfig, context: &Context) -> Result<Status> {
+    let repository = config.repository()?;
+    let store = config::open_store(repository, context.random.clone());
+    look::status(cluster, store, None, &*context.clock, &watch(context)).await
 }
 
 fn show(cluster: &ClusterConfig, status: &Status, url: &str, context: &Context) {
@@ -96,12 +88,14 @@ fn show(cluster: &ClusterConfig, status: &Status, url: &str, context: &Context) 
     line("window", &out.paint(paint, &status.recoverable));
     if let Some(newest) = &status.newest_backup {
         let more = match status.backups {
-            1 => String::new(),
-            all => format!(" ({all} in all)"),
+            Some(all) if all > 1 => format!(" ({all} in all)"),
+            _ => String::new(),
         };
         line("last backup", &format!("{}{more}", newest.words()));
     }
     line("archive", &archive(status, now));
+    line("not durable", &not_durable(status));
+    line("pg_wal", &pg_wal(status));
     if let (Some(system), Some(version), Some(timeline)) = (status.system, status.postgres, status.timeline) {
         line("system", &format!("{system}, PostgreSQL {version}, on timeline {timeline}"));
     }
@@ -123,8 +117,10 @@ fn show(cluster: &ClusterConfig, status: &Status, url: &str, context: &Context) 
 fn archive(status: &Status, now: DateTime<Utc>) -> String {
     let mut parts = Vec::new();
     if let Some(waiting) = status.waiting {
-        let oldest = std::time::Duration::from_secs(waiting.oldest_seconds);
-        parts.push(Waiting { files: waiting.files, oldest }.to_string());
+        let oldest = Duration::from_secs(waiting.oldest_seconds);
+        let size = status.lag.waiting_bytes.filter(|bytes| *bytes > 0);
+        let size = size.map(|bytes| format!(" ({})", human::size(bytes))).unwrap_or_default();
+        parts.push(format!("{}{size}", Waiting { files: waiting.files, oldest }));
     }
     if let Some(last) = status.last_archived {
         parts.push(format!("{} was archived last, {} ago", last.file, words::ago(last.at, now)));
@@ -134,4 +130,50 @@ fn archive(status: &Status, now: DateTime<Utc>) -> String {
     } else {
         parts.join("; ")
     }
+}
+
+/// What a loss of the server's machine would lose now.
+fn not_durable(status: &Status) -> String {
+    let lag = &status.lag;
+    let unknown = |name| format!("not known: {}", lag.unknown.get(name).map_or("", String::as_str));
+    match (lag.not_durable_bytes, lag.not_durable_seconds, lag.server_lsn) {
+        (Some(0), ..) => "nothing: all WAL that the server has written is in the repository".into(),
+        (Some(bytes), seconds, Some(server)) => {
+            let time = seconds.map_or_else(|| "a time that is not known".into(), length);
+            let durable = lag.durable_lsn.map_or_else(String::new, |lsn| format!(", the repository reaches {lsn}"));
+            format!("{} of WAL, of the last {time} (the server is at {server}{durable})", human::size(bytes))
+        }
+        _ => unknown("not_durable_bytes"),
+    }
+}
+
+/// How fast `pg_wal` could fill up.
+fn pg_wal(status: &Status) -> String {
+    let lag = &status.lag;
+    let unknown = |name| lag.unknown.get(name).map_or("", String::as_str);
+    let free = match lag.pg_wal_free_bytes {
+        Some(free) => format!("{} free", human::size(free)),
+        None => format!("what is free is not known: {}", unknown("pg_wal_free_bytes")),
+    };
+    let rate = match (lag.wal_bytes_per_second, lag.wal_rate_seconds) {
+        (Some(rate), Some(time)) => {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a size for people, not negative"
+            )]
+            let shown = human::size(rate as u64);
+            let below = if rate > 0.0 && rate < 1.0 { "less than 1 byte".to_owned() } else { shown };
+            format!("{below} of WAL a second in the last {}", length(time))
+        }
+        _ => format!("the rate of WAL is not known: {}", unknown("wal_bytes_per_second")),
+    };
+    match lag.pg_wal_full_seconds {
+        Some(full) => format!("{free}; {rate}: full in {} if nothing can be archived", length(full)),
+        None => format!("{free}; {rate}"),
+    }
+}
+
+fn length(seconds: f64) -> String {
+    Duration::try_from_secs_f64(seconds).map_or_else(|_| "ages".into(), human::duration)
 }

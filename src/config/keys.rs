@@ -186,6 +186,20 @@ pub static KEYS: &[Key] = &[
         Is("/run/walden/agent.sock"),
         "The Unix socket of `walden agent`. The small programs look for it there; for another one PostgreSQL's environment needs `WALDEN_AGENT_SOCKET`, or their commands the flag `--agent SOCKET`.",
     ),
+    key(
+        "agent",
+        "listen",
+        Kind::Listen,
+        Nothing,
+        "Where `walden agent` answers `GET /metrics`, in Prometheus' text format; without it nowhere. What it tells is not secret, but nobody is asked for a password.",
+    ),
+    key(
+        "agent",
+        "listen_beyond_loopback",
+        Kind::Switch,
+        Is("false"),
+        "Let `listen` be an address that other hosts reach.",
+    ),
     key("backup", "compression", Kind::Compression, Is("zstd:1"), "How parts are compressed: `zstd:LEVEL`, 1 to 19."),
     key(
         "backup",

@@ -91,7 +91,11 @@ impl Layers {
                 parallel: archive.count("parallel"),
                 state_dir: archive.text("state_dir").unwrap_or_default().into(),
             },
-            agent: AgentConfig { socket: agent.text("socket").unwrap_or_default().into() },
+            agent: AgentConfig {
+                socket: agent.text("socket").unwrap_or_default().into(),
+                listen: agent.text("listen").and_then(|address| address.parse().ok()),
+                listen_beyond_loopback: agent.switch("listen_beyond_loopback"),
+            },
             backup: BackupConfig {
                 compression: backup.levels("compression").fast,
                 parallel: backup.count("parallel"),

@@ -17,6 +17,7 @@ mod value;
 use std::{
     ffi::OsString,
     fmt,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -118,6 +119,10 @@ pub struct ArchiveConfig {
 pub struct AgentConfig {
     /// The socket that the small programs speak to.
     pub socket: PathBuf,
+    /// Where metrics are answered.
+    pub listen: Option<SocketAddr>,
+    /// Whether other hosts may reach that.
+    pub listen_beyond_loopback: bool,
 }
 
 /// `[backup]`.

@@ -187,6 +187,7 @@ fn every_key_changes_the_configuration() {
             value::Kind::Text | value::Kind::List | value::Kind::Connection => "sample",
             value::Kind::Url => "file:///other",
             value::Kind::Endpoint => "http://localhost:9000",
+            value::Kind::Listen => "127.0.0.1:9187",
             value::Kind::Path => "/other",
             value::Kind::Switch if matches!(key.default, keys::Fallback::Is("true")) => "false",
             value::Kind::Switch => "true",

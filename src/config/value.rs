@@ -1,6 +1,6 @@
 //! What a key can hold: how each kind is read from TOML or from plain text, and how it is shown.
 
-use std::{fmt, time::Duration};
+use std::{fmt, net::SocketAddr, time::Duration};
 
 use super::{connection::Connection, url::RepositoryUrl};
 use crate::human;
@@ -14,6 +14,8 @@ pub enum Kind {
     Url,
     /// The address of an S3 server.
     Endpoint,
+    /// The address and port to listen on.
+    Listen,
     /// An absolute path.
     Path,
     /// A connection string, which may hold a password.
@@ -104,6 +106,7 @@ impl Kind {
             Self::Text => "a text that is not empty".into(),
             Self::Url => "s3://bucket/prefix or file:///absolute/path".into(),
             Self::Endpoint => "http://host:port or https://host:port".into(),
+            Self::Listen => "an IP address and a port like \"127.0.0.1:9187\" or \"[::1]:9187\"".into(),
             Self::Path => "an absolute path".into(),
             Self::Connection => "a connection string like \"host=/var/run/postgresql dbname=postgres\"".into(),
             Self::Switch => "true or false".into(),
@@ -161,6 +164,9 @@ impl Kind {
                 Err(format!("\"{text}\" does not begin with http:// or https://"))
             }
             Self::Connection => Ok(Value::Connection(Connection::new(text))),
+            Self::Listen if text.parse::<SocketAddr>().is_err() => {
+                Err(format!("\"{text}\" is not an IP address with a port"))
+            }
             Self::Path if !text.starts_with('/') => Err(format!("\"{text}\" is not an absolute path")),
             Self::Size => human::parse_size(&text).map(Value::Size).map_err(|e| e.to_string()),
             Self::Time => match human::parse_duration(&text) {
@@ -241,6 +247,8 @@ mod tests {
             (Kind::Text, Raw::Whole(Some(1))),
             (Kind::Endpoint, text("localhost:9000")),
             (Kind::Endpoint, text("https://key:hush@localhost")),
+            (Kind::Listen, text("localhost:9187")),
+            (Kind::Listen, text("127.0.0.1")),
             (Kind::Path, text("data")),
             (Kind::Path, text("~/data")),
             (Kind::Switch, text("true")),

@@ -34,6 +34,7 @@ pub mod installed;
 pub mod log;
 pub mod lsn;
 pub mod page;
+pub mod pg_wal;
 pub mod platform;
 pub mod prerequisites;
 pub mod relation;

@@ -5,8 +5,10 @@
 
 pub mod catalogue;
 pub mod environment;
+mod retained;
 mod summaries;
 
+pub use retained::Slot;
 pub use summaries::{SummaryRow, SummaryRows};
 
 use std::{collections::HashMap, future::Future, path::PathBuf, str::FromStr, time::Duration};

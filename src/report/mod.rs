@@ -1,11 +1,15 @@
-//! What people look at: sentences about what can be recovered, drawings of timelines, the state of a cluster. Pure: what
-//! was gathered comes in, text goes out.
+//! What people and their watchmen look at: sentences about what can be recovered, drawings of timelines, the state of a
+//! cluster, metrics. Pure, what was gathered comes in and text goes out, but for [`look`], which gathers.
 //!
 //! A drawing is made in two steps. [`Scene`] puts everything into lanes, in time; [`text`], [`svg`] and [`html`] give it
 //! a form.
 
+pub mod archive_command;
 mod escape;
 pub mod html;
+pub mod lag;
+pub mod look;
+pub mod metrics;
 mod scale;
 mod scene;
 pub mod status;

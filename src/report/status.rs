@@ -1,38 +1,73 @@
 //! The state of a cluster's recoverability: what there is, and what needs a person. Pure: what was seen comes in.
 
+mod archiving;
+
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{escape::plain, words};
+use super::{escape::plain, lag::Lag, words};
 use crate::{
     human,
     plan::window::{BackupMark, Timeline, Timelines, WindowEnd},
-    postgres::{TimelineId, Version, WalFile, archive_status::Waiting, sql::ArchiverStatus},
+    postgres::{
+        Lsn, SegmentName, SegmentSize, SystemId, TimelineId, Version, WalFile,
+        archive_status::Waiting,
+        pg_wal::PgWal,
+        sql::{ArchiveMode, ArchiverStatus, Slot},
+    },
     repository::{BackupId, Incarnation},
 };
 
-/// What was seen of a cluster.
+/// What was seen of a cluster. The server and its files are looked at before the repository: what was said to be
+/// archived is there then, or never came.
 #[derive(Debug)]
 pub struct Seen<'a> {
     /// Its systems in the repository, the newest last.
     pub systems: &'a [Timelines],
+    /// Why the repository could not be read, where it could not.
+    pub unreachable: Option<String>,
     /// The system of its data directory, when that is at hand.
     pub here: Option<Incarnation>,
-    /// What waits in its `pg_wal`, when that is at hand.
-    pub waiting: Option<Waiting>,
-    /// What its server says of archiving; or why it could not be asked. None when no connection is configured.
-    pub server: Option<Result<ServerSeen, String>>,
+    /// Its `pg_wal`.
+    pub wal: Result<PgWal, NotSeen>,
+    /// What its server says of archiving.
+    pub server: Result<ServerSeen, NotSeen>,
     /// When all that was seen.
     pub now: DateTime<Utc>,
+}
+
+/// Why something was not seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotSeen {
+    /// In words.
+    pub why: String,
+    /// Whether it was looked for: where nothing is configured there is nothing to look for.
+    pub tried: bool,
 }
 
 /// What a server says of its archiving.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerSeen {
-    /// Whether `archive_mode` is off.
-    pub off: bool,
+    /// Its system.
+    pub system: SystemId,
+    /// `archive_mode`.
+    pub mode: ArchiveMode,
+    /// `archive_command`.
+    pub command: String,
+    /// `archive_library`.
+    pub library: String,
+    /// Whether it is in recovery: a standby writes no WAL of its own.
+    pub in_recovery: bool,
+    /// The timeline that it writes, or replays.
+    pub timeline: TimelineId,
+    /// The size of its segments.
+    pub segment_size: SegmentSize,
+    /// The end of the WAL that it has written, or replayed.
+    pub lsn: Lsn,
+    /// Its replication slots that hold WAL back.
+    pub slots: Vec<Slot>,
     /// `pg_stat_archiver`.
     pub archiver: ArchiverStatus,
 }
@@ -54,14 +89,28 @@ pub struct Status {
     pub window: Option<crate::plan::window::Window>,
     /// How old the last archived commit is, in seconds.
     pub last_commit_age_seconds: Option<i64>,
-    /// How many backups there are.
-    pub backups: usize,
+    /// How many backups there are; none where the repository could not be read.
+    pub backups: Option<usize>,
     /// The newest of them.
     pub newest_backup: Option<NewestBackup>,
     /// What waits in `pg_wal`.
     pub waiting: Option<WaitingFiles>,
+    /// How far the repository is behind the server.
+    pub lag: Lag,
     /// What the server archived last.
     pub last_archived: Option<Archived>,
+    /// What its `archive_command` failed on last.
+    pub last_failed: Option<Archived>,
+    /// Whether the last attempt failed; none where the server does not tell.
+    pub failing: Option<bool>,
+    /// How many attempts failed since the server's counters were reset; none where the server does not tell.
+    pub failed: Option<i64>,
+    /// Segments that PostgreSQL holds for archived and the repository does not have; none where that cannot be told.
+    pub not_arrived: Option<NotArrived>,
+    /// The server's replication slots that hold WAL back; none where the server does not tell.
+    pub slots: Option<Vec<HeldBack>>,
+    /// Why the repository could not be read, where it could not.
+    pub unreachable: Option<String>,
     /// What needs a person.
     pub concerns: Vec<Concern>,
     /// What a person should know.
@@ -104,7 +153,31 @@ pub struct WaitingFiles {
     pub oldest_seconds: u64,
 }
 
-/// A file that was archived.
+/// Segments that PostgreSQL holds for archived and the repository does not have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct NotArrived {
+    /// How many are known.
+    pub segments: usize,
+    /// The first.
+    pub first: Option<SegmentName>,
+    /// The last.
+    pub last: Option<SegmentName>,
+}
+
+/// A replication slot that holds WAL back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HeldBack {
+    /// Its name.
+    pub slot: String,
+    /// Whether somebody receives by it.
+    pub active: bool,
+    /// `wal_status` as PostgreSQL tells it.
+    pub status: String,
+    /// How many bytes of WAL it holds back; none when they are lost.
+    pub bytes: Option<u64>,
+}
+
+/// A file that was archived, or could not be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Archived {
     /// Its name.
@@ -122,6 +195,23 @@ pub struct Concern {
     pub mend: String,
 }
 
+impl Seen<'_> {
+    /// What waits in `pg_wal`, when that is at hand.
+    fn waiting(&self) -> Option<Waiting> {
+        let wal = self.wal.as_ref().ok()?;
+        let oldest = wal.ready.iter().map(|marked| marked.age).max().unwrap_or_default();
+        Some(Waiting { files: wal.ready.len(), oldest })
+    }
+
+    /// The systems in the repository with the identifier of the one that is written, the newest last.
+    fn written(&self) -> Vec<&Timelines> {
+        let server = self.server.as_ref().ok().map(|server| server.system);
+        let last = self.systems.last().map(|last| last.system.incarnation.system);
+        let wanted = server.or(self.here.map(|here| here.system)).or(last);
+        self.systems.iter().filter(|system| Some(system.system.incarnation.system) == wanted).collect()
+    }
+}
+
 impl Status {
     /// Judges what was seen.
     #[must_use]
@@ -131,16 +221,20 @@ impl Status {
         let backups = system.map(Timelines::backups).unwrap_or_default();
         let window = live.and_then(|t| t.windows.last()).cloned();
         let age = |then: DateTime<Utc>| (seen.now - then).num_seconds();
+        let waiting = seen.waiting();
         let mut status = Self {
             verdict: Verdict::Ok,
             system: system.map(|s| s.system.incarnation),
             postgres: system.map(|s| s.system.postgres),
             timeline: live.map(|t| t.timeline),
-            recoverable: live
-                .map_or_else(|| "nothing is archived yet".to_owned(), |live| words::recoverable(live, seen.now)),
+            recoverable: match (live, &seen.unreachable) {
+                (Some(live), _) => words::recoverable(live, seen.now),
+                (None, Some(_)) => "not known: the repository could not be read".to_owned(),
+                (None, None) => "nothing is archived yet".to_owned(),
+            },
             last_commit_age_seconds: window.as_ref().and_then(|w| w.to.time).map(age),
             window,
-            backups: backups.len(),
+            backups: seen.unreachable.is_none().then_some(backups.len()),
             newest_backup: backups.last().map(|b| NewestBackup {
                 id: b.id,
                 label: b.label.clone(),
@@ -149,11 +243,24 @@ impl Status {
                 size: b.size,
                 usable: b.broken.is_none(),
             }),
-            waiting: seen.waiting.map(|w| WaitingFiles { files: w.files, oldest_seconds: w.oldest.as_secs() }),
+            waiting: waiting.map(|w| WaitingFiles { files: w.files, oldest_seconds: w.oldest.as_secs() }),
+            lag: Lag::of(seen, seen.written().last().copied()),
             last_archived: None,
+            last_failed: None,
+            failing: None,
+            failed: None,
+            not_arrived: None,
+            slots: None,
+            unreachable: seen.unreachable.clone(),
             concerns: Vec::new(),
             notes: Vec::new(),
         };
+        if let Some(why) = &seen.unreachable {
+            status.concern(
+                format!("the repository could not be read: {why}"),
+                "walden check looks for the cause; PostgreSQL keeps its WAL until it is archived",
+            );
+        }
         status.archiving(seen);
         match (system, live) {
             (Some(system), live) => {
@@ -166,6 +273,7 @@ impl Status {
                 status.branches(system, seen.now);
                 status.backups(&backups);
             }
+            (None, _) if seen.unreachable.is_some() => {}
             (None, _) => status.concern("the cluster is not in the repository yet", "begin with: walden init"),
         }
         if !status.concerns.is_empty() {
@@ -176,39 +284,6 @@ impl Status {
 
     fn concern(&mut self, what: impl Into<String>, mend: impl Into<String>) {
         self.concerns.push(Concern { what: what.into(), mend: mend.into() });
-    }
-
-    fn archiving(&mut self, seen: &Seen<'_>) {
-        match &seen.server {
-            Some(Ok(server)) => {
-                let archiver = &server.archiver;
-                self.last_archived = archiver.last_archived.map(|(file, at)| Archived { file, at });
-                if server.off {
-                    self.concern(
-                        "archive_mode is off: nothing is archived",
-                        "walden init prints the lines for postgresql.conf; then restart the server, and walden check",
-                    );
-                }
-                if let Some((file, at)) = archiver.last_failed.filter(|_| archiver.is_failing()) {
-                    let times = if archiver.failed == 1 { "once".into() } else { format!("{} times", archiver.failed) };
-                    self.concern(
-                        format!(
-                            "archive_command fails: last on {file}, {} ago, {times} in all",
-                            words::ago(at, seen.now)
-                        ),
-                        "the server's log says why; walden check looks for the cause",
-                    );
-                }
-            }
-            Some(Err(why)) => self.notes.push(format!("the server could not be asked: {why}")),
-            None => {}
-        }
-        if let Some(waiting) = seen.waiting.filter(Waiting::is_stuck) {
-            self.concern(
-                format!("archiving does not keep up: {waiting}"),
-                "walden check looks for the cause; pg_wal grows until it has caught up",
-            );
-        }
     }
 
     fn systems(&mut self, seen: &Seen<'_>, system: &Timelines) {
@@ -308,58 +383,6 @@ impl NewestBackup {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::report::trees::{self, at};
-
-    fn status(systems: &[Timelines], change: impl FnOnce(&mut Seen<'_>)) -> Status {
-        let mut seen = Seen { systems, here: None, waiting: None, server: None, now: at("21 10:05") };
-        change(&mut seen);
-        Status::of(&seen)
-    }
-
-    #[test]
-    fn what_is_well_needs_nobody() {
-        let well = status(&trees::single(), |seen| {
-            seen.waiting = Some(Waiting { files: 1, oldest: Duration::from_secs(2) });
-            seen.server = Some(Ok(ServerSeen { off: false, archiver: ArchiverStatus::default() }));
-        });
-        assert_eq!((well.verdict, well.concerns, well.notes), (Verdict::Ok, vec![], vec![]));
-        assert_eq!(well.last_commit_age_seconds, Some(420));
-        // A branch that was left is worth knowing, and so is a gap that a backup lies behind.
-        let branch = status(&trees::branch(), |_| {});
-        assert_eq!(branch.verdict, Verdict::Ok);
-        assert!(branch.notes[0].starts_with("timeline 1 goes on beside"), "{branch:?}");
-        let gap = status(&trees::gap(), |_| {});
-        assert_eq!(gap.verdict, Verdict::Ok);
-        assert!(gap.notes[0].contains("00000001000000000000000F is missing"), "{gap:?}");
-    }
-
-    #[test]
-    fn what_is_not_well_comes_with_its_mend() {
-        let told = |status: Status, what: &str, mend: &str| {
-            assert_eq!(status.verdict, Verdict::NeedsPerson);
-            let found = status.concerns.iter().any(|c| c.what.contains(what) && c.mend.contains(mend));
-            assert!(found, "{what}: {status:?}");
-        };
-        told(status(&[], |_| {}), "not in the repository", "walden init");
-        told(status(&trees::empty(), |_| {}), "nothing is archived", "walden backup");
-        told(status(&trees::unusable(), |_| {}), "no backup has the WAL", "walden backup");
-        told(status(&trees::unusable(), |_| {}), "cannot be used", "walden backup");
-        let stuck = Waiting { files: 2, oldest: Duration::from_secs(900) };
-        told(status(&trees::single(), |seen| seen.waiting = Some(stuck)), "2 files wait", "walden check");
-        let file = "000000010000000000000029".parse().unwrap();
-        let archiver =
-            ArchiverStatus { failed: 3, last_failed: Some((file, at("21 10:04"))), ..ArchiverStatus::default() };
-        let server = ServerSeen { off: false, archiver };
-        told(status(&trees::single(), |seen| seen.server = Some(Ok(server))), "3 times in all", "server's log");
-        let mut damaged = trees::single();
-        damaged[0].timelines[0].backups[1].bad_pages = 2;
-        told(status(&damaged, |_| {}), "2 damaged pages", "older backup");
-        let mut cut = trees::gap();
-        cut[0].timelines[0].windows.pop();
-        told(status(&cut, |_| {}), "nothing after 0/F000000", "walden backup");
-        let other = "1-1".parse().unwrap();
-        told(status(&trees::single(), |seen| seen.here = Some(other)), "data directory is system 1-1", "pg_upgrade");
-    }
-}
+pub(super) mod testing;
+#[cfg(test)]
+mod tests;

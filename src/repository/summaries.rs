@@ -200,7 +200,7 @@ impl Summaries {
 
     /// Reads the records of a segment, and of those after it that its last record goes on in: the heads have too little
     /// of that one.
-    async fn read_again(&self, first: &SegmentSummary, joined: usize) -> Result<Summary> {
+    async fn read_again(&mut self, first: &SegmentSummary, joined: usize) -> Result<Summary> {
         let source = &self.source;
         let mut whole = source.records(first.name, first.length).await?;
         for next in self.held.iter().take(joined) {
