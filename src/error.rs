@@ -137,6 +137,28 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// An error that several are told of, one after the other.
+#[derive(Clone, Debug)]
+pub struct Told {
+    kind: Kind,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Told {
+    /// That error, in its own words and in those of the ones beneath it.
+    #[must_use]
+    pub fn of(error: &Error) -> Self {
+        Self { kind: error.kind, message: error.to_string(), hint: error.hint.clone() }
+    }
+
+    /// The error, for the next one.
+    #[must_use]
+    pub fn again(&self) -> Error {
+        Error { kind: self.kind, message: self.message.clone(), hint: self.hint.clone(), source: None }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

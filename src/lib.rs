@@ -17,6 +17,7 @@
 //! | [`archive`] | push and fetch: what `archive_command` and `restore_command` ask for, and what they will ask for next |
 //! | [`check`] | proves that archiving works, setting by setting and then end to end |
 //! | [`backup`] | the backup driver: parallel files between start and stop, parts, manifest |
+//! | [`mirror`] | other repositories that hold the same objects as the first |
 //! | [`plan`] | targets to LSNs, the path of timelines, the proof that every segment is there. Reads only |
 //! | [`restore`] | carries out a plan: files, recovery settings, the start, adoption |
 //! | [`report`] | what people look at: sentences about windows, drawings of timelines, the state of a cluster |
@@ -37,6 +38,7 @@ pub mod demo;
 pub mod error;
 pub mod human;
 pub mod interrupt;
+pub mod mirror;
 pub mod pace;
 pub mod plan;
 pub mod postgres;

@@ -13,13 +13,15 @@ use super::{
     Agent,
     ahead::{self, Served},
     metrics::Figures,
+    mirroring,
 };
 use crate::{
     archive::{Fetcher, Fetching, Lifetime, Shipper, Shipping},
     clock::Random,
-    config::{self, ClusterConfig, Config, Lookup},
+    config::{self, ClusterConfig, Config, Lookup, WaitFor},
     error::Result,
     interrupt::Interrupt,
+    mirror::{self, Mirror},
     pace::{self, Cores},
     repository::ClusterName,
     store::{Answer, Store},
@@ -40,13 +42,14 @@ pub(super) struct Opened {
     store: OnceCell<Arc<dyn Store>>,
     /// The processors that all clusters share.
     cores: Arc<Cores>,
+    mirrors: Vec<Arc<Mirror>>,
     served: Mutex<HashMap<ClusterName, Arc<Served>>>,
     fetchers: Mutex<HashMap<ClusterName, Arc<Fetcher>>>,
 }
 
 impl Desk {
     pub(super) fn new(agent: Agent) -> Self {
-        let opened = Mutex::new(Arc::new(Opened::new(agent.config.clone())));
+        let opened = Mutex::new(Opened::new(agent.config.clone(), &agent.random));
         Self { agent, opened, figures: Mutex::default() }
     }
 
@@ -74,7 +77,7 @@ impl Desk {
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         if !opened.config.says_the_same(&config) {
             tracing::info!("the configuration is another one now");
-            *opened = Arc::new(Opened::new(config));
+            *opened = Opened::new(config, &self.agent.random);
         }
         Ok(opened.clone())
     }
@@ -87,12 +90,26 @@ impl Desk {
 }
 
 impl Opened {
-    fn new(config: Config) -> Self {
+    /// Nothing is opened yet; mirrors begin to catch up.
+    fn new(config: Config, random: &Arc<Random>) -> Arc<Self> {
         for why in pace::lower(config.archive.nice, None) {
             tracing::warn!("the priority of archiving could not be lowered: {why}");
         }
         let cores = Arc::new(Cores::new(config.archive.cpu));
-        Self { config, store: OnceCell::new(), cores, served: Mutex::default(), fetchers: Mutex::default() }
+        let mirrors = mirror::configured(&config, random);
+        let opened = Arc::new(Self {
+            config,
+            store: OnceCell::new(),
+            cores,
+            mirrors,
+            served: Mutex::default(),
+            fetchers: Mutex::default(),
+        });
+        for mirror in &opened.mirrors {
+            let kept = mirroring::keep_in_step(Arc::downgrade(&opened), mirror.clone(), random.clone());
+            _ = tokio::spawn(kept);
+        }
+        opened
     }
 
     /// The one that fetches for a cluster.
@@ -118,10 +135,18 @@ impl Opened {
         self.fetchers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The repository's store.
+    /// The first repository.
     pub(super) async fn store(&self, random: Arc<Random>) -> Result<Arc<dyn Store>> {
         let open = async || config::open_store(self.config.repository()?, random).await;
         self.store.get_or_try_init(open).await.cloned()
+    }
+
+    /// The mirrors in which a segment has to be durable before it counts as archived.
+    fn waited_for(&self) -> Vec<Arc<Mirror>> {
+        match self.config.archive.wait_for {
+            WaitFor::All => self.mirrors.clone(),
+            WaitFor::First => Vec::new(),
+        }
     }
 
     /// The one that serves a cluster.
@@ -129,7 +154,8 @@ impl Opened {
         let store = self.store(desk.agent.random.clone()).await?;
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
-            let shipper = Shipper::new(store.clone(), Shipping::of(&self.config, cluster), self.cores.clone());
+            let shipping = Shipping::of(&self.config, cluster);
+            let shipper = Shipper::new(store.clone(), self.waited_for(), shipping, self.cores.clone());
             let served = Arc::new(Served::new(shipper, desk.figures(&cluster.name)));
             _ = tokio::spawn(ahead::ship(Arc::downgrade(&served), desk.agent.random.clone()));
             served

@@ -8,6 +8,7 @@ mod ahead;
 mod answer;
 mod desk;
 mod metrics;
+mod mirroring;
 mod socket;
 
 use std::{sync::Arc, time::Duration};
@@ -23,7 +24,7 @@ use self::{desk::Desk, socket::Socket};
 use crate::{
     archive,
     clock::{Clock, Random},
-    config::Config,
+    config::{self, Config},
     error::{Error, Kind, Result},
     interrupt::Interrupt,
 };
@@ -50,7 +51,7 @@ impl Agent {
     /// Serves until it is interrupted.
     pub async fn run(self, mut interrupt: Interrupt) -> Result<()> {
         self.config.repository()?;
-        archive::prove_state_dir(&self.config.archive.state_dir)?;
+        config::prove_state_dir(&self.config.archive.state_dir)?;
         let listener = metrics::bind(&self.config.agent).await?;
         let socket = Socket::bind(&self.config.agent.socket)?;
         // What an agent that was killed has left.

@@ -15,7 +15,6 @@ mod spool;
 pub use fetch::{Fetch, answer};
 pub use fetcher::{Fetcher, Fetching, Lifetime, OpenStore, clear_prefetched};
 pub use push::{Push, Pushed, push};
-pub use shipped::prove_state_dir;
 pub use shipper::{Shipper, Shipping};
 pub use show::{Shown, show, show_file};
 

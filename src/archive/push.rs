@@ -7,11 +7,13 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::{backlog::Effort, data_directory};
 use crate::{
     error::{Error, Kind, Result},
+    mirror::Opened,
     postgres::{ControlFile, Lsn, TimelineHistory, TimelineId, WalFile},
     repository::{
         ClusterName, FORMAT, Incarnation, System, join,
@@ -57,7 +59,7 @@ pub async fn push(store: Arc<dyn Store>, cluster: &ClusterName, request: &Push) 
     let (system, sealed) =
         tokio::join!(System::open(store, cluster, incarnation), sealing.seal(Effort::alone(request.level)));
     let sealed = sealed?;
-    store_sealed(&system?, sealed, request).await
+    store_sealed(&system?, &sealed, request).await
 }
 
 /// A file that is to be checked and compressed.
@@ -86,7 +88,7 @@ impl Sealing {
 }
 
 /// Puts it into the archive of the system that it belongs to.
-pub(super) async fn store_sealed(system: &System, sealed: Sealed, request: &Push) -> Result<Pushed> {
+pub(super) async fn store_sealed(system: &System, sealed: &Sealed, request: &Push) -> Result<Pushed> {
     let file = sealed.head.name;
     if let Some(facts) = &sealed.facts
         && (facts.size != system.document.segment_size || facts.version != system.document.postgres)
@@ -100,15 +102,36 @@ pub(super) async fn store_sealed(system: &System, sealed: Sealed, request: &Push
         ))
         .hint("after pg_resetwal: walden init --new-incarnation, then walden backup"));
     }
-    prove_ancestry(system, file, &sealed, request).await?;
+    prove_ancestry(system, file, sealed, request).await?;
     let key = system.folder.wal_file(file, sealed.head.blake3)?;
-    let head = sealed.head.clone();
-    let (put, stored) = sealed.put(system, &key, request).await?;
+    let (put, stored) = sealed.put(&*system.store, &key, request).await?;
     let already = put == Put::Exists;
     if already {
-        same_content(system, &key, &head).await?;
+        same_content(&*system.store, &key, &sealed.head).await?;
     }
     Ok(Pushed { file, stored, already })
+}
+
+/// An object that is durable in the first repository.
+pub(super) struct Stored<'a> {
+    pub(super) key: Key,
+    /// Its bytes, where they are at hand.
+    pub(super) sealed: Option<(&'a Sealed, &'a Push)>,
+}
+
+impl Stored<'_> {
+    /// Has it durable in a mirror, with the bytes that it has in the first: `already` says that these may be others.
+    pub(super) async fn put(&self, first: &System, mirror: &Opened, already: bool) -> Result<()> {
+        let to = &*mirror.store;
+        if let Some((sealed, request)) = self.sealed.filter(|_| !already) {
+            let (put, _) = sealed.put(to, &self.key, request).await?;
+            return if put == Put::Exists { same_content(to, &self.key, &sealed.head).await } else { Ok(()) };
+        }
+        match mirror.bring(&*first.store, &self.key).await? {
+            Put::Created => Ok(()),
+            Put::Exists => same_content(to, &self.key, &wal_object::read_head(&*first.store, &self.key).await?).await,
+        }
+    }
 }
 
 /// A file that was checked, with its head; and, unless it is very long, its compressed content.
@@ -122,9 +145,10 @@ pub(super) struct Sealed {
 
 /// What is compressed.
 enum Content {
-    Held(Vec<u8>),
+    /// The whole object.
+    Held(Bytes),
     /// It is compressed again as it is sent, in the same way.
-    Again(Effort),
+    Again(Arc<Effort>),
 }
 
 impl Sealed {
@@ -184,23 +208,30 @@ impl Sealed {
             summary,
         };
         let front = head.to_bytes()?;
-        let content = sink.held.map_or(Content::Again(effort), Content::Held);
+        let content = match sink.held {
+            Some(mut object) => {
+                object.splice(0..0, front.iter().copied());
+                Content::Held(object.into())
+            }
+            None => Content::Again(Arc::new(effort)),
+        };
         Ok(Self { head, front, facts, content })
     }
 
-    async fn put(self, system: &System, key: &Key, request: &Push) -> Result<(Put, u64)> {
-        let Self { head, front, content, .. } = self;
-        let stored = front.len() as u64 + head.compressed;
-        let effort = match content {
-            Content::Held(mut object) => {
-                object.splice(0..0, front);
-                return Ok((system.store.put(key, object.into()).await?, stored));
-            }
-            Content::Again(effort) => effort,
+    /// The hash of its content.
+    pub(super) fn content(&self) -> Blake3 {
+        self.head.blake3
+    }
+
+    async fn put(&self, store: &dyn Store, key: &Key, request: &Push) -> Result<(Put, u64)> {
+        let stored = self.front.len() as u64 + self.head.compressed;
+        let effort = match &self.content {
+            Content::Held(object) => return Ok((store.put(key, object.clone()).await?, stored)),
+            Content::Again(effort) => effort.clone(),
         };
-        let upload = system.store.upload(key).await?;
+        let upload = store.upload(key).await?;
         let writer = bridge::UploadWriter::new(upload, Handle::current());
-        let (path, expected) = (request.path.clone(), head.blake3);
+        let (path, front, expected) = (request.path.clone(), self.front.clone(), self.head.blake3);
         let put = tokio::task::spawn_blocking(move || stream(&path, &effort, expected, &front, writer)).await;
         Ok((join(put)??, stored))
     }
@@ -351,8 +382,8 @@ async fn prove_ancestry(system: &System, file: WalFile, sealed: &Sealed, request
 }
 
 /// An object of that name was there before: a success only if it holds the same file, whole.
-async fn same_content(system: &System, key: &Key, ours: &WalHead) -> Result<()> {
-    let theirs = wal_object::read_head(&*system.store, key).await?;
+async fn same_content(store: &dyn Store, key: &Key, ours: &WalHead) -> Result<()> {
+    let theirs = wal_object::read_head(store, key).await?;
     if (theirs.blake3, theirs.size) == (ours.blake3, ours.size) {
         return Ok(());
     }

@@ -13,9 +13,10 @@ use std::{
 };
 
 use crate::{
+    config,
     error::{Error, Result},
     postgres::WalFile,
-    repository::SystemFolder,
+    repository::{RepositoryDocument, SystemFolder},
 };
 
 /// What tells a file from any other that had or will have its name: a recycled segment, another cluster's, a copy.
@@ -67,12 +68,9 @@ pub(super) struct Shipped {
 
 impl Shipped {
     /// The records below `state_dir`. Refused where somebody else could write some: a false record would lose WAL.
-    pub(super) fn open(state_dir: &Path, repository: &str, system: &SystemFolder) -> Result<Self> {
-        prove_state_dir(state_dir)?;
-        if repository.is_empty() || !repository.bytes().all(|b| b.is_ascii_alphanumeric()) {
-            return Err(Error::damaged("the repository's id in walden.json is not one"));
-        }
-        let folder = state_dir.join("shipped").join(repository).join(system.prefix());
+    pub(super) fn open(state_dir: &Path, repository: &RepositoryDocument, system: &SystemFolder) -> Result<Self> {
+        config::prove_state_dir(state_dir)?;
+        let folder = state_dir.join("shipped").join(repository.folder_name()?).join(system.prefix());
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -121,33 +119,17 @@ impl Shipped {
     }
 }
 
-/// An error unless the folder is ours, or can be made, and nobody else may write in it.
-pub fn prove_state_dir(folder: &Path) -> Result<()> {
-    let mend = "create it for the user that runs PostgreSQL, or set [archive] state_dir";
-    let found = match fs::metadata(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let made = fs::DirBuilder::new().mode(0o700).create(folder).and_then(|()| fs::metadata(folder));
-            made.map_err(|e| Error::io("create", folder, e).hint(mend))?
-        }
-        found => found.map_err(|e| Error::io("stat", folder, e).hint(mend))?,
-    };
-    let us = rustix::process::geteuid().as_raw();
-    if found.uid() != us || found.mode() & 0o022 != 0 || !found.is_dir() {
-        return Err(Error::refused(format!(
-            "{} has to be a folder that belongs to the user with the id {us} and that nobody else can write in",
-            folder.display()
-        ))
-        .hint(mend));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::repository::Incarnation;
+    use crate::repository::{FORMAT, Incarnation};
+
+    fn repository(id: &str) -> RepositoryDocument {
+        let made = chrono::DateTime::UNIX_EPOCH;
+        RepositoryDocument { format: FORMAT, id: id.into(), made, mirror_of: None }
+    }
 
     fn system() -> SystemFolder {
         let incarnation = "7300000000000000001-1".parse::<Incarnation>().unwrap();
@@ -161,12 +143,12 @@ mod tests {
         let file: WalFile = "000000010000000000000001".parse().unwrap();
         fs::write(&wal, "one").unwrap();
         let id = FileId::of(&wal).unwrap();
-        let shipped = Shipped::open(&state, "a1", &system()).unwrap();
+        let shipped = Shipped::open(&state, &repository("a1"), &system()).unwrap();
         assert!(!shipped.knows(file, &id));
         shipped.remember(file, &id).unwrap();
         assert!(shipped.knows(file, &id));
-        assert!(Shipped::open(&state, "a1", &system()).unwrap().knows(file, &id), "after a restart");
-        assert!(!Shipped::open(&state, "b2", &system()).unwrap().knows(file, &id), "another repository");
+        assert!(Shipped::open(&state, &repository("a1"), &system()).unwrap().knows(file, &id), "after a restart");
+        assert!(!Shipped::open(&state, &repository("b2"), &system()).unwrap().knows(file, &id), "another repository");
         // The same name and content again, but another file.
         fs::rename(&wal, folder.path().join("old")).unwrap();
         fs::write(&wal, "one").unwrap();
@@ -179,8 +161,8 @@ mod tests {
     fn a_folder_that_others_may_write_in_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        let refused = Shipped::open(folder.path(), "a1", &system()).unwrap_err();
+        let refused = Shipped::open(folder.path(), &repository("a1"), &system()).unwrap_err();
         assert!(refused.to_string().contains("nobody else can write"), "{refused}");
-        assert!(Shipped::open(&folder.path().join("x"), "../b", &system()).is_err());
+        assert!(Shipped::open(&folder.path().join("x"), &repository("../b"), &system()).is_err());
     }
 }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{TryStreamExt, stream};
+use futures_util::{TryStreamExt, future::join_all, stream};
 use tokio::{
     sync::{Mutex as AsyncMutex, OnceCell},
     time::timeout,
@@ -17,15 +17,17 @@ use tokio::{
 use super::{
     backlog::{Backlog, Effort},
     data_directory, out_of_time,
-    push::{self, Push, Pushed, Sealing},
+    push::{self, Push, Pushed, Sealing, Stored},
     shipped::{FileId, Shipped},
 };
 use crate::{
     config::{ClusterConfig, Config, Levels},
-    error::{Error, Kind, Result},
+    error::{Error, Result, Told},
+    mirror::{self, Mirror},
     pace::Cores,
     postgres::{ControlFile, WalFile, archive_status},
-    repository::{self, ClusterName, Incarnation, System},
+    repository::{self, ClusterName, Incarnation, RepositoryDocument, System},
+    seal,
     store::Store,
 };
 
@@ -76,6 +78,8 @@ impl Shipping {
 #[derive(Debug)]
 pub struct Shipper {
     store: Arc<dyn Store>,
+    /// The other repositories in which a file has to be durable as well.
+    mirrors: Vec<Arc<Mirror>>,
     shipping: Shipping,
     cores: Arc<Cores>,
     backlog: Backlog,
@@ -89,29 +93,31 @@ pub struct Shipper {
 struct Opened {
     system: System,
     at: Instant,
+    document: OnceCell<RepositoryDocument>,
     shipped: OnceCell<Shipped>,
 }
 
 #[derive(Debug)]
 struct Shipment {
     id: FileId,
-    end: OnceCell<Result<Pushed, Told>>,
+    end: OnceCell<Result<Landed, Told>>,
 }
 
-/// An error that is told to everybody who waits.
+/// A file that is durable in the first repository.
 #[derive(Clone, Debug)]
-struct Told {
-    kind: Kind,
-    message: String,
-    hint: Option<String>,
+struct Landed {
+    pushed: Pushed,
+    /// Why it is not in all that are waited for.
+    lacking: Option<Told>,
 }
 
 impl Shipper {
-    /// Nothing is opened yet. All shippers of a program share the processors that they may take.
+    /// Ships to `store`, and to `mirrors` as well. Nothing is opened yet. All shippers of a program share the processors
+    /// that they may take.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, shipping: Shipping, cores: Arc<Cores>) -> Self {
+    pub fn new(store: Arc<dyn Store>, mirrors: Vec<Arc<Mirror>>, shipping: Shipping, cores: Arc<Cores>) -> Self {
         let (opened, under_way) = (AsyncMutex::default(), Mutex::default());
-        Self { store, shipping, cores, backlog: Backlog::default(), opened, under_way }
+        Self { store, mirrors, shipping, cores, backlog: Backlog::default(), opened, under_way }
     }
 
     /// How it ships.
@@ -132,16 +138,17 @@ impl Shipper {
         // Most files were not, and then the repository is opened while the file is compressed.
         if Shipped::anywhere(&self.shipping.state_dir, file, &id) {
             let opened = self.opened(self.incarnation(path)?).await?;
-            if self.shipped(&opened).await.is_ok_and(|shipped| shipped.knows(file, &id)) {
+            if self.is_everywhere(&opened, file, &id).await.unwrap_or(false) {
                 tracing::debug!("{file} was shipped before");
                 return Ok(Pushed { file, stored: 0, already: true });
             }
         }
-        self.ship(path, file, id).await
+        let Landed { pushed, lacking } = self.ship(path, file, id).await?;
+        lacking.map_or(Ok(pushed), |told| Err(told.again()))
     }
 
     /// Ships files that are ready beside `asked`, which somebody else pushes, and remembers them: at most `most`, the
-    /// oldest first. Ends at the first that fails; the number of those that were shipped is of interest only then.
+    /// oldest first. Ends at the first that fails; while a mirror is away the first repository still gets them.
     pub async fn ahead(&self, asked: &Path, most: usize) -> Result<usize> {
         let pgdata = self.pgdata(asked)?;
         let pg_wal = pgdata.join("pg_wal");
@@ -160,22 +167,54 @@ impl Shipper {
         let new = others().map(|file| (file, pg_wal.join(file.to_string())));
         // One that was archived in this moment may be gone.
         let new = new.filter_map(|(file, path)| FileId::of(&path).ok().map(|id| (file, path, id)));
-        let mut new = new.filter(|(file, _, id)| !shipped.knows(*file, id)).collect::<Vec<_>>();
+        let mirrors = self.in_time(async { Ok(self.mirrors(&opened).await) }).await?;
+        let lacks = |file, id: &FileId| {
+            !shipped.knows(file, id) || mirrors.iter().flatten().any(|(_, _, there)| !there.knows(file, id))
+        };
+        let mut new = new.filter(|(file, _, id)| lacks(*file, id)).collect::<Vec<_>>();
         self.backlog.tell(new.len());
         new.truncate(most);
-        stream::iter(new.into_iter().map(Ok))
+        let (count, lacking) = stream::iter(new.into_iter().map(Ok))
             .map_ok(async |(file, path, id)| {
                 self.backlog.begun();
-                self.in_time(self.ship(&path, file, id)).await?;
-                // What changed meanwhile was not what was shipped.
-                if FileId::of(&path).is_ok_and(|now| now == id) {
-                    shipped.remember(file, &id).map_err(|e| Error::io("write in", &self.shipping.state_dir, e))?;
+                let landed = self.in_time(self.ship(&path, file, id)).await?;
+                let there = mirrors.iter().flatten().map(|(_, _, there)| there).filter(|_| landed.lacking.is_none());
+                for shipped in there.chain([shipped]) {
+                    self.remember(shipped, &path, file, &id)?;
                 }
-                Ok(())
+                Ok::<_, Error>(landed.lacking)
             })
             .try_buffer_unordered(self.at_a_time(&opened))
-            .try_fold(0, async |count, ()| Ok(count + 1))
-            .await
+            .try_fold((0, None), async |(count, told), lacking| Ok((count + 1, told.or(lacking))))
+            .await?;
+        let away = mirrors.into_iter().find_map(Result::err).or(lacking.map(|told| told.again()));
+        away.map_or(Ok(count), Err)
+    }
+
+    fn remember(&self, shipped: &Shipped, path: &Path, file: WalFile, id: &FileId) -> Result<()> {
+        // What changed meanwhile was not what was shipped.
+        if FileId::of(path).is_ok_and(|now| now == *id) {
+            shipped.remember(file, id).map_err(|e| Error::io("write in", &self.shipping.state_dir, e))?;
+        }
+        Ok(())
+    }
+
+    /// Whether this very file is known to be durable wherever that is waited for.
+    async fn is_everywhere(&self, opened: &Opened, file: WalFile, id: &FileId) -> Result<bool> {
+        let first = self.shipped(opened).await?.knows(file, id);
+        let mirrors = if first { self.mirrors(opened).await } else { Vec::new() };
+        Ok(first && mirrors.iter().all(|m| m.as_ref().is_ok_and(|(_, _, shipped)| shipped.knows(file, id))))
+    }
+
+    /// The mirrors that are waited for, with what is remembered of each; or why one cannot be used.
+    async fn mirrors(&self, opened: &Opened) -> Vec<Result<(Arc<Mirror>, Arc<mirror::Opened>, Shipped)>> {
+        let open = async |mirror: &Arc<Mirror>| {
+            let there = mirror.open(self.document(opened).await?).await?;
+            there.know(&opened.system).await.map_err(|e| mirror.told(e))?;
+            let shipped = Shipped::open(&self.shipping.state_dir, &there.document, &opened.system.folder)?;
+            Ok((mirror.clone(), there, shipped))
+        };
+        join_all(self.mirrors.iter().map(open)).await
     }
 
     /// Nobody waits for what is shipped ahead: it ends at the same time as if somebody did.
@@ -196,7 +235,7 @@ impl Shipper {
         shipped.keep_only(&waiting).map_err(|e| Error::io("tidy", &self.shipping.state_dir, e))
     }
 
-    async fn ship(&self, path: &Path, file: WalFile, id: FileId) -> Result<Pushed> {
+    async fn ship(&self, path: &Path, file: WalFile, id: FileId) -> Result<Landed> {
         let shipment = {
             let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
             let known = under_way.get(&file).filter(|shipment| shipment.id == id).cloned();
@@ -206,16 +245,22 @@ impl Shipper {
                 new
             })
         };
-        let end =
-            shipment.end.get_or_init(|| async { self.push_now(path).await.map_err(|e| Told::of(&e)) }).await.clone();
+        let end = shipment
+            .end
+            .get_or_init(|| async { self.push_now(path, file, &id).await.map_err(|e| Told::of(&e)) })
+            .await
+            .clone();
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         if under_way.get(&file).is_some_and(|other| Arc::ptr_eq(other, &shipment)) {
             under_way.remove(&file);
         }
-        end.map_err(Told::again)
+        end.map_err(|told| told.again())
     }
 
-    async fn push_now(&self, path: &Path) -> Result<Pushed> {
+    async fn push_now(&self, path: &Path, file: WalFile, id: &FileId) -> Result<Landed> {
+        if let Some(landed) = self.push_to_mirrors_alone(path, file, id).await? {
+            return Ok(landed);
+        }
         let Shipping { pgdata, incarnation, levels, .. } = &self.shipping;
         let request = Push { path: path.into(), pgdata: pgdata.clone(), incarnation: *incarnation, level: levels.fast };
         let sealing = Sealing::new(&request)?;
@@ -223,12 +268,59 @@ impl Shipper {
         let sealing = async { sealing.seal(self.effort(path).await).await };
         let (opened, sealed) = tokio::join!(self.opened(incarnation), sealing);
         let sealed = sealed?;
-        let stored = push::store_sealed(&opened?.system, sealed, &request).await;
+        let opened = opened?;
+        let stored = push::store_sealed(&opened.system, &sealed, &request).await;
         if stored.is_err() {
             // Perhaps it is not the repository any more that it was.
             *self.opened.lock().await = None;
         }
-        stored
+        let pushed = stored?;
+        if !self.mirrors.is_empty()
+            && let Ok(shipped) = self.shipped(&opened).await
+        {
+            // Should a mirror be away, the next try has only that one to do.
+            self.remember(shipped, path, file, id)?;
+        }
+        let object =
+            Stored { key: opened.system.folder.wal_file(file, sealed.content())?, sealed: Some((&sealed, &request)) };
+        let lacking = self.push_to_mirrors(&opened, &object, pushed.already).await.err().map(|e| Told::of(&e));
+        Ok(Landed { pushed, lacking })
+    }
+
+    /// Brings the mirrors a file that the first repository is known to have.
+    async fn push_to_mirrors_alone(&self, path: &Path, file: WalFile, id: &FileId) -> Result<Option<Landed>> {
+        // The key of a partial segment has the hash of its content in it.
+        if self.mirrors.is_empty() || matches!(file, WalFile::Partial(_)) {
+            return Ok(None);
+        }
+        let opened = self.opened(self.incarnation(path)?).await?;
+        if !self.shipped(&opened).await.is_ok_and(|shipped| shipped.knows(file, id)) {
+            return Ok(None);
+        }
+        let object = Stored { key: opened.system.folder.wal_file(file, seal::blake3(b""))?, sealed: None };
+        let lacking = self.push_to_mirrors(&opened, &object, true).await.err().map(|e| Told::of(&e));
+        Ok(Some(Landed { pushed: Pushed { file, stored: 0, already: true }, lacking }))
+    }
+
+    /// Answers when the object is durable in every mirror that is waited for.
+    async fn push_to_mirrors(&self, opened: &Opened, object: &Stored<'_>, already: bool) -> Result<()> {
+        let put = async |mirror: &Arc<Mirror>| {
+            let there = mirror.open(self.document(opened).await?).await?;
+            let put = async {
+                there.know(&opened.system).await?;
+                object.put(&opened.system, &there, already).await
+            };
+            let put = put.await;
+            if put.is_err() {
+                mirror.doubt().await;
+            }
+            put.map_err(|e| mirror.told(e))
+        };
+        join_all(self.mirrors.iter().map(put)).await.into_iter().collect()
+    }
+
+    async fn document<'a>(&self, opened: &'a Opened) -> Result<&'a RepositoryDocument> {
+        opened.document.get_or_try_init(|| repository::open(&*self.store)).await
     }
 
     /// How much work goes into a file. A small one makes none, and waits for nobody.
@@ -255,30 +347,15 @@ impl Shipper {
             return Ok(opened.clone());
         }
         let system = System::open(self.store.clone(), &self.shipping.cluster, incarnation).await?;
-        let opened = Arc::new(Opened { system, at: Instant::now(), shipped: OnceCell::new() });
+        let opened = Opened { system, at: Instant::now(), document: OnceCell::new(), shipped: OnceCell::new() };
+        let opened = Arc::new(opened);
         *place = Some(opened.clone());
         Ok(opened)
     }
 
     async fn shipped<'a>(&self, opened: &'a Opened) -> Result<&'a Shipped> {
-        let open = async || {
-            let repository = repository::open(&*self.store).await?;
-            Shipped::open(&self.shipping.state_dir, &repository.id, &opened.system.folder)
-        };
+        let open =
+            async || Shipped::open(&self.shipping.state_dir, self.document(opened).await?, &opened.system.folder);
         opened.shipped.get_or_try_init(open).await
-    }
-}
-
-impl Told {
-    fn of(error: &Error) -> Self {
-        Self { kind: error.kind(), message: error.to_string(), hint: error.hint_text().map(str::to_owned) }
-    }
-
-    fn again(self) -> Error {
-        let error = Error::new(self.kind, self.message);
-        match self.hint {
-            Some(hint) => error.hint(hint),
-            None => error,
-        }
     }
 }

@@ -21,11 +21,9 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::{
-    arrival::Arrived,
-    shipped::{FileId, prove_state_dir},
-};
+use super::{arrival::Arrived, shipped::FileId};
 use crate::{
+    config::prove_state_dir,
     error::{Error, Result},
     postgres::SegmentName,
 };

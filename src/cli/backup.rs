@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::{Context, Paint, exit::End};
+use super::{Context, Paint, exit::End, sync};
 use crate::{
     backup::{self, BackupOutcome, BackupRequest, Surroundings, Way},
     config::Override,
     error::{Error, Result},
-    human, pace,
+    human, mirror, pace,
 };
 
 /// The arguments.
@@ -62,9 +62,22 @@ pub async fn take(args: &Args, context: &Context) -> Result<BackupOutcome> {
         progress: context.progress(),
         interrupt: context.interrupt(),
     };
-    let outcome = backup::backup(context.store().await?, &cluster.name, &request, &around).await;
+    let store = context.store().await?;
+    let outcome = backup::backup(store.clone(), &cluster.name, &request, &around).await;
     around.progress.finish();
-    outcome
+    let outcome = outcome?;
+    for mirror in mirror::configured(&config, &context.random) {
+        match sync::bring_up(&mirror, &store, &cluster, &config, context).await {
+            Ok(done) => sync::tell(&mirror, &done, context),
+            // The backup exists. What is missing elsewhere is copied when that is there again.
+            Err(error) => context.output.remark(format_args!(
+                "{} the backup is in the first repository alone: {error}; {} catches up later",
+                context.output.paint(Paint::Warning, "warning:"),
+                mirror.name
+            )),
+        }
+    }
+    Ok(outcome)
 }
 
 /// What `--rate-limit` sets in that table.

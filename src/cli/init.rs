@@ -5,6 +5,7 @@ use std::{
     io::Write,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde_json::json;
@@ -12,13 +13,17 @@ use serde_json::json;
 use super::{Context, Paint, exit::End, programs};
 use crate::{
     config::{self, ClusterConfig, Config, RepositoryConfig},
-    error::{Error, Result},
+    error::{Error, Kind, Result},
+    mirror::{self, Mirror},
     postgres::{
         ControlFile, SegmentSize, SystemId, Version,
         replication::{Facts, Replication},
     },
-    repository::{self, FORMAT, Incarnation, System, SystemDocument},
-    store::probe::{self, Probe},
+    repository::{self, FORMAT, Incarnation, REPOSITORY, System, SystemDocument},
+    store::{
+        Key, Store,
+        probe::{self, Probe},
+    },
 };
 
 /// The arguments.
@@ -51,7 +56,9 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     let cluster = config.cluster(context.global.cluster.as_deref())?;
     let store = config::create_store(config.repository()?, context.random.clone()).await?;
     let conditional = prove_conditions(config.repository()?, context).await?;
-    repository::init(&*store, &*context.clock, &context.random).await?;
+    let mirrors = mirror::configured(&config, &context.random);
+    prove_new(&*store, &mirrors).await?;
+    let first = repository::init(&*store, &*context.clock, &context.random).await?;
     let server = Server::of(&cluster).await?;
     let mut number = cluster.incarnation;
     if args.new_incarnation {
@@ -70,6 +77,11 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         first_seen: context.clock.now(),
     };
     let system = System::init(store.clone(), document).await?;
+    for mirror in &mirrors {
+        let there = mirror.init(&first, &*context.clock).await?;
+        prove_conditions(mirror.config(), context).await.map_err(|e| mirror.told(e))?;
+        there.know(&system).await.map_err(|e| mirror.told(e))?;
+    }
     if number != cluster.incarnation {
         pin_incarnation(&config, cluster.name.as_str(), number)?;
     }
@@ -77,6 +89,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     if context.output.json {
         context.output.document(&json!({
             "repository": store.url(),
+            "mirrors": mirrors.iter().map(|m| json!({ "name": m.name, "url": m.url() })).collect::<Vec<_>>(),
             "conditional_writes": conditional,
             "system": system.document,
             "archive_command": command,
@@ -92,11 +105,43 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         server.version,
         system.folder.incarnation
     ));
+    for mirror in &mirrors {
+        out.line(format_args!(
+            "{} {} as its copy, repository {}",
+            out.paint(Paint::Good, "ready:"),
+            mirror.url(),
+            mirror.name
+        ));
+    }
     out.line("\nput these lines into postgresql.conf and restart the server:\n");
     out.line("  archive_mode = on");
     out.line(format_args!("  archive_command = '{}'", command.replace('\'', "''")));
     out.line("\nthen:  walden check   and   walden backup");
     Ok(End::Done)
+}
+
+/// Refused where the first repository would be a new one although another still has what it held: most likely it was
+/// lost, or is not mounted.
+async fn prove_new(store: &dyn Store, mirrors: &[Arc<Mirror>]) -> Result<()> {
+    match store.get(&Key::new(REPOSITORY)?, Some(0..0)).await {
+        Err(error) if error.kind() == Kind::NotFound => {}
+        found => return found.map(drop),
+    }
+    for mirror in mirrors {
+        if mirror.look().await.is_ok_and(|document| document.mirror_of.is_some()) {
+            return Err(Error::refused(format!(
+                "{} is empty, but repository {} is a copy of what was there",
+                store.url(),
+                mirror.name
+            ))
+            .hint(format!(
+                "if the first is lost: exchange the tables, so that [repository] has the url of {0} and [repository.{0}] that of \
+                 the empty place; then walden init, and walden sync fills it",
+                mirror.name
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The system that is to be archived.

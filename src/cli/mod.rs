@@ -25,6 +25,7 @@ mod programs;
 mod progress;
 mod restore;
 mod status;
+mod sync;
 mod table;
 mod timeline;
 mod wal;
@@ -142,6 +143,8 @@ enum Command {
     Adopt(adopt::Args),
     /// Write a backup as pg_basebackup would have: tar files with their backup_manifest
     Export(export::Args),
+    /// Have the other repositories catch up with the first: everything is compared, what is missing is copied
+    Sync(sync::Args),
     /// The archive by hand
     Wal(wal::Args),
     /// Serve this host's servers: ship WAL over warm connections, and before PostgreSQL asks; runs until it is stopped
@@ -169,6 +172,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<End> {
         Command::Restore(args) => restore::run(&args, context).await,
         Command::Adopt(args) => adopt::run(&args, context).await,
         Command::Export(args) => export::run(&args, context).await,
+        Command::Sync(args) => sync::run(&args, context).await,
         Command::Wal(args) => wal::run(&args, context).await,
         Command::Agent(args) => agent::run(&args, context).await,
         Command::Demo(args) => demo::run(&args, context).await,

@@ -9,16 +9,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
 use serde_json::json;
 
 use super::{Context, exit::End};
 use crate::{
     archive::{self, Fetch, Fetcher, Fetching, Lifetime, OpenStore, Shipper, Shipping},
-    config,
+    config::{self, ClusterConfig, WaitFor},
     error::{Kind, Result},
     human,
+    mirror::{self, Extent, Mirror, Patience, Round},
     pace::{self, Cores},
     postgres::{SegmentName, WalFile, server},
+    progress::Unwatched,
 };
 
 /// The arguments.
@@ -62,13 +65,16 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
 
 async fn push(path: &Path, context: &Context) -> Result<End> {
     let (config, cluster) = (context.config()?, context.cluster()?);
+    let mirrors = mirror::configured(config, &context.random);
     let ends = Instant::now() + config.archive.timeout;
     for why in pace::lower(config.archive.nice, None) {
         tracing::warn!("the priority of archiving could not be lowered: {why}");
     }
     let work = async {
         let cores = Arc::new(Cores::new(config.archive.cpu));
-        let shipper = Arc::new(Shipper::new(context.store().await?, Shipping::of(config, &cluster), cores));
+        let waited_for = if config.archive.wait_for == WaitFor::All { mirrors.clone() } else { Vec::new() };
+        let shipping = Shipping::of(config, &cluster);
+        let shipper = Arc::new(Shipper::new(context.store().await?, waited_for, shipping, cores));
         let (along, asked) = (shipper.clone(), path.to_path_buf());
         // Who pushes a file by hand means that file: what a restored copy holds back is not taken along.
         let asks = shipper.pgdata(path).is_ok_and(|pgdata| server::started(&pgdata, std::process::id().cast_signed()));
@@ -82,6 +88,9 @@ async fn push(path: &Path, context: &Context) -> Result<End> {
         Ok(Ok(Ok(count))) => tracing::info!("{count} shipped along"),
         Ok(Ok(Err(error))) => tracing::info!("not all that are ready were shipped along: {error}"),
         Ok(Err(_)) | Err(_) => tracing::info!("what was shipped along took too long"),
+    }
+    if config.archive.wait_for == WaitFor::First {
+        join_all(mirrors.iter().map(|mirror| take_along(mirror, &cluster, ends, context))).await;
     }
     if context.output.json {
         context.output.document(&json!({
@@ -98,6 +107,48 @@ async fn push(path: &Path, context: &Context) -> Result<End> {
         );
     }
     Ok(End::Done)
+}
+
+/// Copies a few objects to a mirror that is not waited for, where no agent does: not for long, and one that does not
+/// answer is left alone for a while.
+async fn take_along(mirror: &Mirror, cluster: &ClusterConfig, ends: Instant, context: &Context) {
+    const LONGEST: Duration = Duration::from_secs(5);
+    let Ok(config) = context.config() else { return };
+    let patience = Patience::with(&config.archive.state_dir, &mirror.name);
+    if !patience.is_over(context.clock.now()) {
+        return;
+    }
+    let work = async {
+        let store = context.store().await?;
+        let round = Round {
+            first: &store,
+            cluster: &cluster.name,
+            state_dir: &config.archive.state_dir,
+            extent: Extent::Since,
+            parallel: config.archive.parallel,
+            limit: 2 * config.archive.parallel,
+            wait: false,
+            progress: &Unwatched,
+            interrupt: None,
+            clock: &*context.clock,
+        };
+        round.of(mirror).await
+    };
+    let ends = ends.min(Instant::now() + LONGEST);
+    match tokio::time::timeout_at(ends.into(), work).await {
+        Ok(Ok(done)) => {
+            patience.answered();
+            done.problems.iter().for_each(|problem| tracing::warn!("not copied to {}: {problem}", mirror.name));
+        }
+        Ok(Err(error)) => {
+            patience.failed(context.clock.now(), &context.random);
+            tracing::warn!("{error}; it catches up later");
+        }
+        Err(_) => {
+            patience.failed(context.clock.now(), &context.random);
+            tracing::warn!("repository {} takes too long; it catches up later", mirror.name);
+        }
+    }
 }
 
 async fn fetch(file: WalFile, destination: &Path, until: Option<SegmentName>, context: &Context) -> Result<End> {

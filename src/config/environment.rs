@@ -4,10 +4,7 @@ use super::{
     file::later,
     keys::{self, KEYS, Key, LATER},
 };
-use crate::{
-    error::{Error, Result},
-    repository::ClusterName,
-};
+use crate::error::{Error, Result};
 
 /// Variables that are no keys: where the file is, how much is logged, and what belongs to tests and scripts.
 const OTHERS: [&str; 2] = ["WALDEN_CONFIG", "WALDEN_LOG"];
@@ -20,17 +17,26 @@ pub struct Variable {
     pub name: String,
     /// The key it sets.
     pub key: &'static Key,
-    /// The cluster, where the key is one of a cluster's.
-    pub cluster: Option<ClusterName>,
+    /// The cluster or repository, where the key is one's of several.
+    pub of: Option<String>,
     /// Its value.
     pub value: String,
 }
 
+/// The names that are known from the file.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Of clusters.
+    pub clusters: Vec<String>,
+    /// Of repositories besides the first.
+    pub repositories: Vec<String>,
+}
+
 /// The variable of a key.
 #[must_use]
-pub fn name(key: &Key, cluster: Option<&str>) -> String {
-    match cluster {
-        Some(cluster) => format!("WALDEN_CLUSTER_{}_{}", upper(cluster), upper(key.name)),
+pub fn name(key: &Key, of: Option<&str>) -> String {
+    match of {
+        Some(of) => format!("WALDEN_{}_{}_{}", upper(key.table), upper(of), upper(key.name)),
         None => format!("WALDEN_{}_{}", upper(key.table), upper(key.name)),
     }
 }
@@ -39,11 +45,11 @@ fn upper(text: &str) -> String {
     text.to_ascii_uppercase().replace('-', "_")
 }
 
-/// Every key among these variables, sorted by name. `known` are the clusters of the file; a cluster that is only named
-/// here has its name in lower case. Empty values count as not set.
+/// Every key among these variables, sorted by name. `known` are the names of the file's clusters and repositories; one
+/// that is only named here has its name in lower case. Empty values count as not set.
 pub fn read(
     variables: impl Iterator<Item = (std::ffi::OsString, std::ffi::OsString)>,
-    known: &[ClusterName],
+    known: &Known,
 ) -> Result<Vec<Variable>> {
     let mut found = Vec::new();
     for (name, value) in variables.filter(|(_, value)| !value.is_empty()) {
@@ -51,16 +57,16 @@ pub fn read(
         if OTHERS.contains(&name) || OTHER_FAMILIES.iter().any(|family| name.starts_with(family)) {
             continue;
         }
-        let Some((key, cluster)) = meant(name, known)? else { continue };
+        let Some((key, of)) = meant(name, known)? else { continue };
         let value = value.into_string().map_err(|_| Error::invalid(format!("{name} is not UTF-8")))?;
-        found.push(Variable { name: name.to_owned(), key, cluster, value });
+        found.push(Variable { name: name.to_owned(), key, of, value });
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
 }
 
 /// The key that a variable names; `None` when it does not look like one.
-fn meant(variable: &str, known: &[ClusterName]) -> Result<Option<(&'static Key, Option<ClusterName>)>> {
+fn meant(variable: &str, known: &Known) -> Result<Option<(&'static Key, Option<String>)>> {
     if let Some(key) = KEYS.iter().find(|key| key.table != "cluster" && name(key, None) == variable) {
         return Ok(Some((key, None)));
     }
@@ -69,10 +75,11 @@ fn meant(variable: &str, known: &[ClusterName]) -> Result<Option<(&'static Key, 
     if let Some(table) = LATER.iter().find(|later| **later == table) {
         return Err(Error::invalid(format!("{variable} is set: {}", later(table))).hint(format!("unset {variable}")));
     }
-    if let Some(rest) = rest.strip_prefix("CLUSTER_") {
-        for key in KEYS.iter().filter(|key| key.table == "cluster") {
-            if let Some(cluster) = rest.strip_suffix(&format!("_{}", upper(key.name))).filter(|name| !name.is_empty()) {
-                return Ok(Some((key, Some(cluster_called(cluster, variable, known)?))));
+    for (table, known) in [("cluster", &known.clusters), ("repository", &known.repositories)] {
+        let Some(rest) = rest.strip_prefix(&format!("{}_", upper(table))) else { continue };
+        for key in KEYS.iter().filter(|key| key.table == table) {
+            if let Some(of) = rest.strip_suffix(&format!("_{}", upper(key.name))).filter(|name| !name.is_empty()) {
+                return Ok(Some((key, Some(called(of, table, variable, known)?))));
             }
         }
     }
@@ -87,20 +94,27 @@ fn meant(variable: &str, known: &[ClusterName]) -> Result<Option<(&'static Key, 
     Err(Error::invalid(format!("{variable} is set, but there is no such key")).hint(hint))
 }
 
-fn cluster_called(upper_name: &str, variable: &str, known: &[ClusterName]) -> Result<ClusterName> {
-    let mut alike = known.iter().filter(|cluster| upper(cluster.as_str()) == upper_name);
+fn called(upper_name: &str, table: &str, variable: &str, known: &[String]) -> Result<String> {
+    let mut alike = known.iter().filter(|name| upper(name) == upper_name);
     match (alike.next(), alike.next()) {
-        (Some(one), Some(other)) => Err(Error::invalid(format!("{variable} could mean cluster {one} or {other}"))
+        (Some(one), Some(other)) => Err(Error::invalid(format!("{variable} could mean {table} {one} or {other}"))
             .hint("set the key in walden.toml instead")),
         (Some(one), None) => Ok(one.clone()),
-        (None, _) => upper_name.to_ascii_lowercase().parse().map_err(|e: Error| e.context(variable)),
+        (None, _) => {
+            let name = upper_name.to_ascii_lowercase();
+            keys::prove_name(table, &name).map_err(|e| e.context(variable))?;
+            Ok(name)
+        }
     }
 }
 
-/// Every variable there is; those of a cluster with the name that was probably meant.
+/// Every variable there is; those of a cluster or a repository with the name that was probably meant.
 fn known_variables(rest: &str) -> Vec<String> {
-    let cluster = rest.split('_').nth(1).filter(|name| !name.is_empty()).unwrap_or("MAIN");
-    KEYS.iter().map(|key| name(key, (key.table == "cluster").then_some(cluster))).collect()
+    let of = rest.split('_').nth(1).filter(|name| !name.is_empty());
+    let first = KEYS.iter().filter(|key| key.table != "cluster").map(|key| name(key, None));
+    let others = KEYS.iter().filter(|key| key.table == "repository").filter_map(|key| Some(name(key, Some(of?))));
+    let clusters = KEYS.iter().filter(|key| key.table == "cluster").map(|key| name(key, of.or(Some("MAIN"))));
+    first.chain(clusters).chain(others).collect()
 }
 
 #[cfg(test)]
@@ -108,7 +122,8 @@ mod tests {
     use super::*;
 
     fn read_one(name: &str, known: &[&str]) -> Result<Vec<Variable>> {
-        let known: Vec<ClusterName> = known.iter().map(|name| name.parse().unwrap()).collect();
+        let clusters = known.iter().map(|name| (*name).to_owned()).collect();
+        let known = Known { clusters, repositories: vec!["off-site".into()] };
         read([(name.into(), "x".into())].into_iter(), &known)
     }
 
@@ -116,9 +131,11 @@ mod tests {
     fn a_variable_names_its_key() {
         let one = |name, known: &[&str]| {
             let found = read_one(name, known).unwrap().remove(0);
-            (found.key.name, found.cluster.map(|c| c.to_string()))
+            (found.key.name, found.of)
         };
         assert_eq!(one("WALDEN_REPOSITORY_CA_FILE", &[]), ("ca_file", None));
+        assert_eq!(one("WALDEN_REPOSITORY_OFF_SITE_CA_FILE", &[]), ("ca_file", Some("off-site".into())));
+        assert_eq!(one("WALDEN_REPOSITORY_THIRD_SSE_KMS_KEY_ID", &[]), ("sse_kms_key_id", Some("third".into())));
         assert_eq!(one("WALDEN_CLUSTER_MAIN_PGDATA", &[]), ("pgdata", Some("main".into())));
         assert_eq!(one("WALDEN_CLUSTER_MY_DB_PGDATA", &["my-DB"]), ("pgdata", Some("my-DB".into())));
         assert_eq!(one("WALDEN_CLUSTER_MY_DB_PGDATA", &[]), ("pgdata", Some("my_db".into())));
@@ -129,6 +146,7 @@ mod tests {
         for (name, hint) in [
             ("WALDEN_REPOSITORY_URI", "WALDEN_REPOSITORY_URL"),
             ("WALDEN_REPOSTORY_URL", "WALDEN_REPOSITORY_URL"),
+            ("WALDEN_REPOSITORY_OFFSITE_ENDPONT", "WALDEN_REPOSITORY_OFFSITE_ENDPOINT"),
             ("WALDEN_CLUSTER_PROD_PGDATE", "WALDEN_CLUSTER_PROD_PGDATA"),
             ("WALDEN_KEEP_LAST", "unset WALDEN_KEEP_LAST"),
         ] {

@@ -12,10 +12,7 @@ use super::{
     keys::{self, LATER},
     value::Raw,
 };
-use crate::{
-    error::{Error, Result},
-    repository::ClusterName,
-};
+use crate::error::{Error, Result};
 
 /// Where the file is looked for.
 #[derive(Clone, Debug, Default)]
@@ -35,9 +32,9 @@ pub const SYSTEM: &str = "/etc/walden/walden.toml";
 pub struct Entry {
     /// The table.
     pub table: &'static str,
-    /// The cluster, where the table is `cluster`.
-    pub cluster: Option<ClusterName>,
-    /// The key; `None` for a cluster's table itself, which makes the cluster known though it may be empty.
+    /// The cluster or repository, where the table is one of several.
+    pub of: Option<String>,
+    /// The key; `None` for such a table itself, which makes its name known though it may be empty.
     pub name: Option<&'static str>,
     /// What was written.
     pub raw: Raw,
@@ -124,6 +121,8 @@ impl Reader<'_> {
             };
             if table == "cluster" {
                 self.clusters(content, &mut entries)?
+            } else if table == "repository" {
+                self.repositories(content, &mut entries)?
             } else {
                 self.keys(table, None, content, &mut entries)?
             }
@@ -142,42 +141,66 @@ impl Reader<'_> {
                     )
                     .hint(format!("write [cluster.main] above {}", name.get_ref())));
             };
-            let cluster: ClusterName =
-                name.get_ref().parse().map_err(|e: Error| e.context(format_args!("{}:{line}", self.path.display())))?;
-            entries.push(Entry {
-                table: "cluster",
-                cluster: Some(cluster.clone()),
-                name: None,
-                raw: Raw::Other("a table"),
-                line,
-            });
-            self.keys("cluster", Some(&cluster), content, entries)?;
+            self.one_of_several("cluster", name.get_ref(), line, content, entries)?;
         }
         Ok(())
+    }
+
+    /// The first repository's keys, and among them the tables of the others.
+    fn repositories(&self, content: &DeTable<'_>, entries: &mut Vec<Entry>) -> Result<()> {
+        const TABLE: &str = "repository";
+        for (name, value) in in_order(content) {
+            let other = value.get_ref().as_table().filter(|_| keys::find(TABLE, name.get_ref()).is_none());
+            match other {
+                Some(table) => {
+                    let line = self.line(name.span().start);
+                    self.one_of_several(TABLE, name.get_ref(), line, table, entries)?;
+                }
+                None => self.key(TABLE, None, name, value, entries)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn one_of_several(
+        &self,
+        table: &'static str,
+        name: &str,
+        line: usize,
+        content: &DeTable<'_>,
+        entries: &mut Vec<Entry>,
+    ) -> Result<()> {
+        keys::prove_name(table, name).map_err(|e| e.context(format_args!("{}:{line}", self.path.display())))?;
+        entries.push(Entry { table, of: Some(name.to_owned()), name: None, raw: Raw::Other("a table"), line });
+        self.keys(table, Some(name), content, entries)
     }
 
     fn keys(
         &self,
         table: &'static str,
-        cluster: Option<&ClusterName>,
+        of: Option<&str>,
         content: &DeTable<'_>,
         entries: &mut Vec<Entry>,
     ) -> Result<()> {
-        for (name, value) in in_order(content) {
-            let line = self.line(name.span().start);
-            let Some(key) = keys::find(table, name.get_ref()) else {
-                let known: Vec<&str> = keys::KEYS.iter().filter(|key| key.table == table).map(|key| key.name).collect();
-                let shown = cluster.map_or_else(|| table.to_owned(), |cluster| format!("cluster.{cluster}"));
-                return Err(self.unknown(line, &format!("key in [{shown}] called"), name.get_ref(), known.into_iter()));
-            };
-            entries.push(Entry {
-                table,
-                cluster: cluster.cloned(),
-                name: Some(key.name),
-                raw: raw(value.get_ref()),
-                line,
-            });
-        }
+        in_order(content).into_iter().try_for_each(|(name, value)| self.key(table, of, name, value, entries))
+    }
+
+    fn key(
+        &self,
+        table: &'static str,
+        of: Option<&str>,
+        name: &SpannedKey<'_>,
+        value: &toml::Spanned<DeValue<'_>>,
+        entries: &mut Vec<Entry>,
+    ) -> Result<()> {
+        let line = self.line(name.span().start);
+        let Some(key) = keys::find(table, name.get_ref()) else {
+            let known: Vec<&str> = keys::KEYS.iter().filter(|key| key.table == table).map(|key| key.name).collect();
+            let shown = of.map_or_else(|| table.to_owned(), |of| format!("{table}.{of}"));
+            return Err(self.unknown(line, &format!("key in [{shown}] called"), name.get_ref(), known.into_iter()));
+        };
+        let (of, raw) = (of.map(str::to_owned), raw(value.get_ref()));
+        entries.push(Entry { table, of, name: Some(key.name), raw, line });
         Ok(())
     }
 }

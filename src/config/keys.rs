@@ -2,11 +2,16 @@
 //! the hints for mistyped keys, `walden config` and docs/CONFIGURATION.md are all made from this one table.
 
 use super::value::Kind;
+use crate::{
+    error::{Error, Result},
+    repository::{ClusterName, RepositoryName},
+};
 
 /// A key of `walden.toml`.
 #[derive(Debug)]
 pub struct Key {
-    /// The table it stands in. `cluster` has one table a cluster: `[cluster.NAME]`.
+    /// The table it stands in. `cluster` has one table a cluster: `[cluster.NAME]`; `repository` is the first, and has
+    /// one for each other: `[repository.NAME]`.
     pub table: &'static str,
     /// Its name in that table.
     pub name: &'static str,
@@ -50,6 +55,13 @@ pub static KEYS: &[Key] = &[
         Kind::Text,
         Nothing,
         "The bucket's region; without it the AWS settings of the user hold, then `us-east-1`.",
+    ),
+    key(
+        "repository",
+        "profile",
+        Kind::Text,
+        Nothing,
+        "The profile of the AWS configuration files that has the credentials (and the region), whatever the environment holds; without it the standard chain.",
     ),
     key(
         "repository",
@@ -177,7 +189,14 @@ pub static KEYS: &[Key] = &[
         "state_dir",
         Kind::Path,
         Is("/var/lib/walden-state"),
-        "Where this host remembers which segments were shipped before PostgreSQL asked. It must belong to the user that archives, and be writable for nobody else; where it is not, segments are shipped one by one, when PostgreSQL asks.",
+        "Where this host remembers which segments were shipped before PostgreSQL asked, and how far other repositories are in step. It must belong to the user that archives, and be writable for nobody else; where it is not, segments are shipped one by one, when PostgreSQL asks.",
+    ),
+    key(
+        "archive",
+        "wait_for",
+        Kind::Choice(&["all", "first"]),
+        Is("all"),
+        "With several repositories: `all`: a segment counts as archived once it is durable in each, and while one is away PostgreSQL keeps its WAL; `first`: once it is durable in the first, and the others catch up. With `first`, what the others do not have yet is lost when the host and the first are lost together.",
     ),
     key(
         "agent",
@@ -293,6 +312,20 @@ pub fn tables() -> impl Iterator<Item = &'static str> {
 /// The key of that name in that table.
 pub fn find(table: &str, name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.table == table && key.name == name)
+}
+
+/// An error unless that can be the name of one of several tables of that kind.
+pub fn prove_name(table: &str, name: &str) -> Result<()> {
+    if table == "cluster" {
+        return name.parse::<ClusterName>().map(drop);
+    }
+    if name == RepositoryName::FIRST {
+        return Err(Error::invalid(format!(
+            "the name \"{name}\" is that of the first repository, whose table is [{table}]"
+        ))
+        .hint("give the other one another name, such as \"offsite\""));
+    }
+    name.parse::<RepositoryName>().map(drop)
 }
 
 /// The known name that is most like a mistyped one, if any comes close.

@@ -9,21 +9,24 @@ use std::{
 
 use super::{
     AgentConfig, ArchiveConfig, BackupConfig, ClusterConfig, Config, Connection, Levels, Origin, RepositoryConfig,
-    RestoreConfig, Setting, Value, environment, file,
+    RepositoryUrl, RestoreConfig, Setting, Value, WaitFor,
+    environment::{self, Known},
+    file,
     keys::{self, Fallback, KEYS, Key},
     value::Raw,
 };
 use crate::{
     error::{Error, Result},
     pace::InputOutput,
-    repository::ClusterName,
+    repository::RepositoryName,
 };
 
 /// Values as they are laid over one another, the later above the earlier.
 #[derive(Default)]
 pub struct Layers {
-    values: BTreeMap<(&'static str, Option<ClusterName>, &'static str), (Value, Origin)>,
-    clusters: Vec<ClusterName>,
+    /// By table, by the name of a cluster or repository where the table is one of several, and by key.
+    values: BTreeMap<(&'static str, Option<String>, &'static str), (Value, Origin)>,
+    known: Known,
 }
 
 impl Layers {
@@ -31,8 +34,8 @@ impl Layers {
     pub fn file(&mut self, path: &Path, text: &str) -> Result<()> {
         for entry in file::read(path, text)? {
             match entry.name.and_then(|name| keys::find(entry.table, name)) {
-                Some(key) => self.set(key, entry.cluster.as_ref(), entry.raw, Origin::File(path.into(), entry.line))?,
-                None => self.clusters.extend(entry.cluster),
+                Some(key) => self.set(key, entry.of.as_deref(), entry.raw, Origin::File(path.into(), entry.line))?,
+                None => self.know(entry.table, entry.of.as_deref()),
             }
         }
         Ok(())
@@ -40,38 +43,71 @@ impl Layers {
 
     /// Lays the variables' values above what is there.
     pub fn environment(&mut self, variables: impl Iterator<Item = (OsString, OsString)>) -> Result<()> {
-        for variable in environment::read(variables, &self.clusters.clone())? {
+        for variable in environment::read(variables, &self.known.clone())? {
             let origin = Origin::Environment(variable.name);
-            self.set(variable.key, variable.cluster.as_ref(), Raw::Plain(variable.value), origin)?;
+            self.set(variable.key, variable.of.as_deref(), Raw::Plain(variable.value), origin)?;
         }
         Ok(())
     }
 
     /// Fills in the defaults of what is not there. The last layer.
     pub fn defaults(&mut self) -> Result<()> {
-        self.clusters.sort();
-        self.clusters.dedup();
-        let clusters: Vec<Option<ClusterName>> = self.clusters.iter().cloned().map(Some).collect();
+        self.known.clusters.sort();
+        self.known.repositories.sort();
+        let named = |names: &[String]| names.iter().cloned().map(Some).collect::<Vec<_>>();
+        let (clusters, mut repositories) = (named(&self.known.clusters), named(&self.known.repositories));
+        repositories.insert(0, None);
         for key in KEYS {
             let Some(default) = key.default.text() else { continue };
-            let places = if key.table == "cluster" { clusters.as_slice() } else { &[None] };
-            for cluster in places {
-                if !self.values.contains_key(&(key.table, cluster.clone(), key.name)) {
-                    self.set(key, cluster.as_ref(), Raw::Plain(default.clone()), Origin::Default)?;
+            let places = match key.table {
+                "cluster" => clusters.as_slice(),
+                "repository" => repositories.as_slice(),
+                _ => &[None],
+            };
+            for of in places {
+                if !self.values.contains_key(&(key.table, of.clone(), key.name)) {
+                    self.set(key, of.as_deref(), Raw::Plain(default.clone()), Origin::Default)?;
                 }
             }
         }
         Ok(())
     }
 
+    /// An error unless every repository has a place, and one of its own.
+    pub fn prove_repositories(&self) -> Result<()> {
+        let mut places: Vec<(String, &RepositoryUrl, Option<&Value>)> = Vec::new();
+        let first = self.values.contains_key(&("repository", None, "url")).then_some(None);
+        for of in first.into_iter().chain(self.known.repositories.iter().map(Some)) {
+            let table = of.map_or_else(|| "repository".to_owned(), |of| format!("repository.{of}"));
+            let Some((Value::Url(url), _)) = self.values.get(&("repository", of.cloned(), "url")) else {
+                return Err(Error::invalid(format!("{table}.url is not configured"))
+                    .hint(format!("set url under [{table}], or remove the table")));
+            };
+            // Buckets of one name on two servers are two.
+            let endpoint = self.values.get(&("repository", of.cloned(), "endpoint")).map(|(value, _)| value);
+            let one = |other: &&(_, &RepositoryUrl, _)| other.1.touches(url) && other.2 == endpoint;
+            if let Some((other, ..)) = places.iter().find(one) {
+                return Err(Error::invalid(format!("{table}.url is the place of {other}.url, or lies in it"))
+                    .hint("a repository that is to stand in for another needs a place of its own"));
+            }
+            places.push((table, url, endpoint));
+        }
+        Ok(())
+    }
+
+    /// Makes the name known that one of several tables has.
+    fn know(&mut self, table: &str, of: Option<&str>) {
+        let names = if table == "cluster" { &mut self.known.clusters } else { &mut self.known.repositories };
+        names.extend(of.filter(|of| !names.iter().any(|name| name == of)).map(str::to_owned));
+    }
+
     /// Lays one value above what is there, or says what is wrong with it.
-    pub fn set(&mut self, key: &'static Key, cluster: Option<&ClusterName>, raw: Raw, origin: Origin) -> Result<()> {
+    pub fn set(&mut self, key: &'static Key, of: Option<&str>, raw: Raw, origin: Origin) -> Result<()> {
         let value = key.kind.read(raw).map_err(|what| {
-            Error::invalid(format!("{origin}: {}: {what}", path(key, cluster)))
-                .hint(format!("write {}", key.kind.wanted()))
+            Error::invalid(format!("{origin}: {}: {what}", path(key, of))).hint(format!("write {}", key.kind.wanted()))
         })?;
-        self.clusters.extend(cluster.filter(|name| !self.clusters.contains(name)).cloned());
-        self.values.insert((key.table, cluster.cloned(), key.name), (value, origin));
+        self.know(key.table, of);
+        self.values.insert((key.table, of.map(str::to_owned), key.name), (value, origin));
         Ok(())
     }
 
@@ -90,6 +126,10 @@ impl Layers {
                 timeout: archive.time("timeout"),
                 parallel: archive.count("parallel"),
                 state_dir: archive.text("state_dir").unwrap_or_default().into(),
+                wait_for: match archive.text("wait_for").as_deref() {
+                    Some("first") => WaitFor::First,
+                    _ => WaitFor::All,
+                },
             },
             agent: AgentConfig {
                 socket: agent.text("socket").unwrap_or_default().into(),
@@ -117,34 +157,40 @@ impl Layers {
                 prefetch_size: restore.size("prefetch_size").unwrap_or(0),
                 promote_despite_doubt: restore.switch("promote_despite_doubt"),
             },
-            clusters: self.clusters.iter().map(|name| self.cluster(name)).collect(),
+            mirrors: self.known.repositories.iter().filter_map(|name| self.mirror(name)).collect(),
+            clusters: self.known.clusters.iter().filter_map(|name| self.cluster(name)).collect(),
             settings,
         }
     }
 
-    fn cluster(&self, name: &ClusterName) -> ClusterConfig {
-        let table = Table { layers: self, table: "cluster", cluster: Some(name) };
-        ClusterConfig {
-            name: name.clone(),
+    fn mirror(&self, name: &str) -> Option<(RepositoryName, RepositoryConfig)> {
+        let table = Table { layers: self, table: "repository", of: Some(name) };
+        Some((name.parse().ok()?, table.repository()?))
+    }
+
+    fn cluster(&self, name: &str) -> Option<ClusterConfig> {
+        let table = Table { layers: self, table: "cluster", of: Some(name) };
+        Some(ClusterConfig {
+            name: name.parse().ok()?,
             incarnation: u32::try_from(table.whole("incarnation")).unwrap_or(u32::MAX),
             primary: table.connection("primary"),
             pgdata: table.text("pgdata").map(PathBuf::from),
             connection: table.connection("connection"),
-        }
+        })
     }
 
     fn of<'a>(&'a self, table: &'static str) -> Table<'a> {
-        Table { layers: self, table, cluster: None }
+        Table { layers: self, table, of: None }
     }
 
     /// In the order of the documentation.
     fn settings(&self) -> Vec<Setting> {
         let mut settings: Vec<(usize, Setting)> = Vec::new();
-        for ((table, cluster, name), (value, origin)) in &self.values {
+        for ((table, of, name), (value, origin)) in &self.values {
             let Some((place, key)) = KEYS.iter().enumerate().find(|(_, k)| k.table == *table && k.name == *name) else {
                 continue;
             };
-            let path = path(key, cluster.as_ref());
+            let path = path(key, of.as_deref());
             settings.push((place, Setting { path, value: value.clone(), origin: origin.clone() }));
         }
         // Clusters stay together: their keys sort by the cluster's table, then by the cluster.
@@ -162,12 +208,12 @@ impl Layers {
 struct Table<'a> {
     layers: &'a Layers,
     table: &'static str,
-    cluster: Option<&'a ClusterName>,
+    of: Option<&'a str>,
 }
 
 impl Table<'_> {
     fn value(&self, name: &'static str) -> Option<&Value> {
-        self.layers.values.get(&(self.table, self.cluster.cloned(), name)).map(|(value, _)| value)
+        self.layers.values.get(&(self.table, self.of.map(str::to_owned), name)).map(|(value, _)| value)
     }
 
     fn text(&self, name: &'static str) -> Option<String> {
@@ -240,6 +286,7 @@ impl Table<'_> {
         Some(RepositoryConfig {
             url: url.clone(),
             region: self.text("region"),
+            profile: self.text("profile"),
             endpoint: self.text("endpoint"),
             path_style: self.switch("path_style"),
             storage_class: self.text("storage_class"),
@@ -266,9 +313,9 @@ impl Fallback {
     }
 }
 
-fn path(key: &Key, cluster: Option<&ClusterName>) -> String {
-    match cluster {
-        Some(cluster) => format!("cluster.{cluster}.{}", key.name),
+fn path(key: &Key, of: Option<&str>) -> String {
+    match of {
+        Some(of) => format!("{}.{of}.{}", key.table, key.name),
         None => format!("{}.{}", key.table, key.name),
     }
 }

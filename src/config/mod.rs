@@ -10,6 +10,7 @@ mod file;
 mod keys;
 mod layers;
 mod reference;
+mod state_dir;
 mod store;
 mod url;
 mod value;
@@ -26,6 +27,7 @@ pub use self::{
     connection::Connection,
     file::{Lookup, SYSTEM},
     reference::{first_file, reference},
+    state_dir::prove_state_dir,
     store::{create_store, open_conditional_store, open_store},
     url::RepositoryUrl,
     value::{Levels, Value},
@@ -34,7 +36,7 @@ use self::{layers::Layers, value::Raw};
 use crate::{
     error::{Error, Result},
     pace::InputOutput,
-    repository::ClusterName,
+    repository::{ClusterName, RepositoryName},
 };
 
 /// The whole configuration.
@@ -51,17 +53,20 @@ pub struct Config {
     /// `[restore]`.
     pub restore: RestoreConfig,
     repository: Option<RepositoryConfig>,
+    mirrors: Vec<(RepositoryName, RepositoryConfig)>,
     clusters: Vec<ClusterConfig>,
     settings: Vec<Setting>,
 }
 
-/// `[repository]`: where everything is stored.
+/// `[repository]`: where everything is stored; and `[repository.NAME]`, where it is stored as well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RepositoryConfig {
     /// The address.
     pub url: RepositoryUrl,
     /// The bucket's region.
     pub region: Option<String>,
+    /// The AWS profile that has the credentials.
+    pub profile: Option<String>,
     /// The S3 server's address, when it is not Amazon's.
     pub endpoint: Option<String>,
     /// Whether the bucket stands in the path instead of the host name.
@@ -112,6 +117,17 @@ pub struct ArchiveConfig {
     pub parallel: usize,
     /// Where this host remembers what was shipped ahead.
     pub state_dir: PathBuf,
+    /// In which repositories a segment must be durable before it counts as archived.
+    pub wait_for: WaitFor,
+}
+
+/// In which of several repositories a segment must be durable before it counts as archived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitFor {
+    /// In each.
+    All,
+    /// In the first; the others catch up.
+    First,
 }
 
 /// `[agent]`.
@@ -232,9 +248,11 @@ impl Config {
         for flag in overrides {
             let key = keys::find(flag.table, flag.name)
                 .ok_or_else(|| Error::internal(format!("{} sets an unknown key", flag.flag)))?;
-            layers.set(key, flag.cluster.as_ref(), Raw::Plain(flag.value.clone()), Origin::Flag(flag.flag))?;
+            let cluster = flag.cluster.as_ref().map(ClusterName::as_str);
+            layers.set(key, cluster, Raw::Plain(flag.value.clone()), Origin::Flag(flag.flag))?;
         }
         layers.defaults()?;
+        layers.prove_repositories()?;
         Ok(layers.typed(file.map(|(path, _)| path)))
     }
 
@@ -246,6 +264,12 @@ impl Config {
                 self.file_or_system().display()
             ))
         })
+    }
+
+    /// The other repositories, which hold the same as the first, in the order of their names.
+    #[must_use]
+    pub fn mirrors(&self) -> &[(RepositoryName, RepositoryConfig)] {
+        &self.mirrors
     }
 
     /// The cluster of that name, or the only one there is. When none at all is configured any name will do: somebody

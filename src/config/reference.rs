@@ -44,6 +44,9 @@ pub fn reference() -> String {
         let example = KEYS.iter().find(|key| key.table == table);
         let variable = example.map(|key| environment::name(key, (table == "cluster").then_some("main")));
         page.push_str(&format!("\nIn the environment: `{}` and so on.\n", variable.unwrap_or_default()));
+        if table == "repository" {
+            page.push_str(OTHERS);
+        }
         if table == "cluster" {
             page.push_str("A cluster's name is made of letters, digits, `-` and `_`; in a variable it stands in capitals, with `_` for `-`.\n");
         }
@@ -54,6 +57,15 @@ pub fn reference() -> String {
     ));
     page
 }
+
+/// What is said of repositories besides the first.
+const OTHERS: &str = "\n## [repository.NAME]\n\n\
+    Any number of other repositories, each with a table of its own and the same keys; `[repository]` is the first, and its\n\
+    name is `first`. They hold the same objects as the first. `walden init` makes them; `[archive] wait_for` says which of\n\
+    them a segment waits for. Nothing is inherited from `[repository]`: where one is in another account, give it its\n\
+    `profile`.\n\n\
+    ```toml\n[repository.offsite]\nurl = \"s3://backups-elsewhere/prod\"\nregion = \"eu-north-1\"\nprofile = \"offsite\"\n```\n\n\
+    In the environment: `WALDEN_REPOSITORY_OFFSITE_URL` and so on; a name stands in capitals, with `_` for `-`.\n";
 
 fn row(key: &Key) -> String {
     let default = match key.default {

@@ -51,6 +51,7 @@ fn s3(repository: &RepositoryConfig, bucket: &str, prefix: &str) -> S3Options {
     };
     S3Options {
         region: repository.region.clone(),
+        profile: repository.profile.clone(),
         endpoint: repository.endpoint.clone(),
         path_style: repository.path_style,
         storage_class: repository.storage_class.clone(),

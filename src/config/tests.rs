@@ -218,3 +218,44 @@ fn a_named_file_must_be_there_and_the_usual_ones_need_not() {
     let wrong_flag = Lookup { named: Some("/nowhere/walden.toml".into()), skip_local: false };
     assert!(wrong_flag.find(Some(&OsString::from("/dev/null"))).is_err());
 }
+
+#[test]
+fn other_repositories_have_tables_and_variables_of_their_own() {
+    let text = format!(
+        "{SMALLEST}[repository.offsite]\nurl = \"s3://elsewhere/prod\"\nprofile = \"away\"\n[archive]\nwait_for = \"first\"\n"
+    );
+    let variables =
+        [("WALDEN_REPOSITORY_OFFSITE_REGION", "eu-north-1"), ("WALDEN_REPOSITORY_THIRD_URL", "file:///third")];
+    let config = config(&text, &variables).unwrap();
+    let mirrors = config.mirrors().iter().map(|(name, c)| format!("{name} {}", c.url)).collect::<Vec<_>>();
+    assert_eq!(mirrors, ["offsite s3://elsewhere/prod", "third file:///third"]);
+    let (_, offsite) = &config.mirrors()[0];
+    assert_eq!((offsite.profile.as_deref(), offsite.region.as_deref()), (Some("away"), Some("eu-north-1")));
+    assert_eq!(config.repository().unwrap().profile, None);
+    assert_eq!(offsite.deadline, Duration::from_secs(60));
+    assert_eq!(config.archive.wait_for, WaitFor::First);
+    assert!(config.settings().iter().any(|s| s.path == "repository.offsite.url"));
+}
+
+#[test]
+fn a_repository_that_is_no_other_place_is_a_mistake() {
+    for (table, what) in [
+        ("[repository.offsite]\nregion = \"x\"", "repository.offsite.url is not configured"),
+        ("[repository.offsite]\nurl = \"s3://backups/prod\"", "is the place of repository.url"),
+        ("[repository.offsite]\nurl = \"s3://backups/prod/b\"", "is the place of repository.url"),
+        (
+            "[repository.a]\nurl = \"file:///r/a\"\n[repository.b]\nurl = \"file:///r\"",
+            "is the place of repository.a.url",
+        ),
+        ("[repository.first]\nurl = \"file:///r\"", "is that of the first"),
+        ("[repository.\"a b\"]\nurl = \"file:///r\"", "cannot be the name of a repository"),
+        ("[repository.offsite]\nurll = \"file:///r\"", "no key in [repository.offsite] called \"urll\""),
+        ("[archive]\nwait_for = \"second\"", "archive.wait_for"),
+    ] {
+        let (told, _) = mistake(&format!("{SMALLEST}{table}\n"));
+        assert!(told.contains(what), "{told}");
+    }
+    // Servers of one's own may well call their buckets alike.
+    let elsewhere = "[repository.offsite]\nurl = \"s3://backups/prod\"\nendpoint = \"https://elsewhere:9000\"\n";
+    assert_eq!(config(&format!("{SMALLEST}{elsewhere}"), &[]).unwrap().mirrors().len(), 1);
+}

@@ -62,6 +62,25 @@ impl RepositoryUrl {
     }
 }
 
+impl RepositoryUrl {
+    /// Whether one lies in the other, as far as the addresses tell.
+    #[must_use]
+    pub fn touches(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::File(one), Self::File(other)) => one.starts_with(other) || other.starts_with(one),
+            (Self::S3 { bucket, prefix }, Self::S3 { bucket: other_bucket, prefix: other }) => {
+                let below = |one: &str, other: &str| {
+                    other.is_empty()
+                        || one == other
+                        || one.strip_prefix(other).is_some_and(|rest| rest.starts_with('/'))
+                };
+                bucket == other_bucket && (below(prefix, other) || below(other, prefix))
+            }
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for RepositoryUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

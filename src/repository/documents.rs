@@ -29,6 +29,25 @@ pub struct RepositoryDocument {
     pub id: String,
     /// When it was made.
     pub made: DateTime<Utc>,
+    /// The id of the repository whose objects it holds as well; absent of one that is no mirror.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror_of: Option<String>,
+}
+
+impl RepositoryDocument {
+    /// What it has in common with those that hold the same objects: the id of the repository that they came from.
+    #[must_use]
+    pub fn lineage(&self) -> &str {
+        self.mirror_of.as_deref().unwrap_or(&self.id)
+    }
+
+    /// Its id as the name of a folder on this host.
+    pub fn folder_name(&self) -> Result<&str> {
+        if self.id.is_empty() || !self.id.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            return Err(Error::damaged("the repository's id in walden.json is not one"));
+        }
+        Ok(&self.id)
+    }
 }
 
 /// `system.json`: what is known of one system from its first day.
@@ -214,7 +233,7 @@ mod tests {
 
     #[test]
     fn the_future_is_told_apart_from_damage() {
-        let document = RepositoryDocument { format: 1, id: "x".into(), made: DateTime::UNIX_EPOCH };
+        let document = RepositoryDocument { format: 1, id: "x".into(), made: DateTime::UNIX_EPOCH, mirror_of: None };
         let bytes = to_bytes(&document).unwrap();
         assert_eq!(from_bytes::<RepositoryDocument>("walden.json", &bytes).unwrap(), document);
         let future = br#"{"format": 2, "other": true}"#;

@@ -146,6 +146,31 @@ impl SystemFolder {
         name.strip_prefix("part-")?.strip_suffix(".tar.zst")?.parse().ok()
     }
 
+    /// The backup in whose folder an object lies.
+    #[must_use]
+    pub fn backup_of(&self, key: &Key) -> Option<BackupId> {
+        key.as_str().strip_prefix(&self.backups())?.split('/').next()?.parse().ok()
+    }
+
+    /// Whether that is a document that makes a backup exist.
+    #[must_use]
+    pub fn is_backup_document(&self, key: &Key) -> bool {
+        key.as_str().starts_with(&self.backups()) && number_of(key, "backup-").is_some()
+    }
+
+    /// The folder of the notes of all kinds.
+    #[must_use]
+    pub fn notes_of_all_kinds(&self) -> String {
+        format!("{}notes/", self.prefix())
+    }
+
+    /// Whether that is about one repository alone, and means nothing in another that holds the same: how long a
+    /// restore from there took.
+    #[must_use]
+    pub fn is_of_one_repository(&self, key: &Key) -> bool {
+        key.as_str().starts_with(&self.notes("restores"))
+    }
+
     /// The folder of the leases of one kind.
     #[must_use]
     pub fn leases(&self, kind: &str) -> String {
@@ -230,8 +255,13 @@ mod tests {
         );
         let partial = key("0000000A000000010000000F.partial");
         assert!(partial.starts_with("main/7-1/wal/0000000A/00000001/0000000A000000010000000F.partial/"));
-        let id = "20261121T014500Z".parse().unwrap();
+        let id: BackupId = "20261121T014500Z".parse().unwrap();
         let timeline = TimelineId::new(10).unwrap();
+        let document = folder().backup_document(id, 2).unwrap();
+        assert_eq!(folder().backup_of(&document), Some(id));
+        assert!(
+            folder().is_backup_document(&document) && !folder().is_backup_document(&folder().manifest(id, 1).unwrap())
+        );
         let name = RollUpName { log: 0x1F, number: 2, row: None };
         let roll_up = folder().roll_up(timeline, name).unwrap();
         assert_eq!(roll_up.as_str(), "main/7-1/notes/summaries/0000000A/0000001F-2.json.zst");

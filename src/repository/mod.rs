@@ -40,10 +40,10 @@ pub use files::Files;
 pub use layer_maps::{LayerMaps, Overlaid, overlay};
 pub use layout::{REPOSITORY, SystemFolder, segment_of};
 pub use manifest::{Directory, File, FileStat, FileSystem, Hashed, Layer, LayerKind, LayerMap, Manifest, Origin, Part};
-pub use names::{BackupId, ClusterName, EndedRow, Incarnation, RollUpName};
+pub use names::{BackupId, ClusterName, EndedRow, Incarnation, RepositoryName, RollUpName};
 pub use notes::{Measured, RestoreNote};
 pub use part_index::{LayerBlocks, PartIndex};
-pub use references::{Needed as NeededParts, PartName, PartUse, References, Stock, Total, Unneeded};
+pub use references::{Needed as NeededParts, NeededPart, PartName, PartUse, References, Stock, Total, Unneeded};
 pub use rolling::RolledUp;
 
 use crate::{
@@ -55,11 +55,26 @@ use crate::{
 };
 
 /// Documents are far shorter than this many bytes.
-const DOCUMENT_LIMIT: u64 = 16 << 20;
+pub(crate) const DOCUMENT_LIMIT: u64 = 16 << 20;
 
 /// Makes a place a repository, or finds that it is one already.
 pub async fn init(store: &dyn Store, clock: &dyn Clock, random: &Random) -> Result<RepositoryDocument> {
-    let made = RepositoryDocument { format: FORMAT, id: random.name(), made: clock.now() };
+    let made = RepositoryDocument { format: FORMAT, id: random.name(), made: clock.now(), mirror_of: None };
+    make(store, made).await
+}
+
+/// Makes a place a mirror of that repository, or finds that it is a repository already: of which, its document tells.
+pub async fn init_mirror(
+    store: &dyn Store,
+    first: &RepositoryDocument,
+    clock: &dyn Clock,
+    random: &Random,
+) -> Result<RepositoryDocument> {
+    let mirror_of = Some(first.lineage().to_owned());
+    make(store, RepositoryDocument { format: FORMAT, id: random.name(), made: clock.now(), mirror_of }).await
+}
+
+async fn make(store: &dyn Store, made: RepositoryDocument) -> Result<RepositoryDocument> {
     match store.put(&Key::new(REPOSITORY)?, documents::to_bytes(&made)?.into()).await? {
         Put::Created => Ok(made),
         Put::Exists => open(store).await,

@@ -43,6 +43,49 @@ impl FromStr for ClusterName {
 
 text_in_json!(ClusterName);
 
+/// What the configuration calls one of several repositories: `[repository.NAME]`; `first` is the one of `[repository]`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RepositoryName(String);
+
+impl RepositoryName {
+    /// The name of the first: the one that has no other.
+    pub const FIRST: &str = "first";
+
+    /// That of the first.
+    #[must_use]
+    pub fn first() -> Self {
+        Self(Self::FIRST.to_owned())
+    }
+
+    /// Its text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RepositoryName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for RepositoryName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
+        if plain && (1..=64).contains(&text.len()) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Error::invalid(format!("\"{text}\" cannot be the name of a repository"))
+                .hint("use 1 to 64 letters, digits, - and _"))
+        }
+    }
+}
+
+text_in_json!(RepositoryName);
+
 /// One system in one of its incarnations: the folder that holds its archive and its backups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Incarnation {

@@ -10,7 +10,10 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::{BackupDocument, BackupId, IntentDocument, Layer, Part, System, document};
-use crate::error::{Error, Kind, Result};
+use crate::{
+    error::{Error, Kind, Result},
+    seal::Blake3,
+};
 
 /// tar's unit: members begin and end at its multiples.
 const UNIT: u64 = 512;
@@ -181,7 +184,45 @@ pub struct Unneeded {
     pub bytes: u64,
 }
 
+/// A part that a backup needs, and what proves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeededPart {
+    /// The backup in whose folder it lies.
+    pub backup: BackupId,
+    /// Its number there.
+    pub number: u32,
+    /// The length of the object in bytes.
+    pub length: u64,
+    /// How many of them are hashed: those before the index.
+    pub hashed: u64,
+    /// BLAKE3 of these.
+    pub blake3: Blake3,
+}
+
+impl From<Part> for NeededPart {
+    fn from(part: Part) -> Self {
+        let frames = part.frames.frames();
+        // The last one is the index.
+        let hashed = frames.iter().rev().skip(1).map(|frame| u64::from(frame.stored)).sum();
+        Self { backup: part.backup, number: part.number, length: part.length, hashed, blake3: part.blake3 }
+    }
+}
+
 impl System {
+    /// The parts that a backup needs, its own and those of older ones.
+    pub async fn parts_needed(&self, backup: &BackupDocument) -> Result<Vec<NeededPart>> {
+        self.read_manifest(backup, move |text| {
+            let mut parts = Vec::new();
+            stream::read(text, &mut |each| {
+                if let stream::Each::Part(part) = each {
+                    parts.push(part.into());
+                }
+            })?;
+            Ok(parts)
+        })
+        .await
+    }
+
     /// What these backups need. A manifest that cannot be read is an error: what it needs is not known then, and
     /// nothing may be taken away.
     pub async fn references(&self, backups: &[BackupDocument]) -> Result<References> {

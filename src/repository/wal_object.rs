@@ -15,7 +15,7 @@ use crate::{
     error::{Error, Result},
     postgres::{Lsn, SystemId, TimelineId, Version, WalFile},
     seal::{self, Blake3, HEAD_LIMIT, Head},
-    store::{Key, Store, bridge},
+    store::{Download, Key, Store, bridge},
     wal::{List, Summary, summary::SUMMARY_FORMAT},
 };
 
@@ -156,7 +156,11 @@ fn damaged(key: &Key, error: Error) -> Error {
 
 /// Opens an object for reading its content on a thread.
 pub async fn open(store: &dyn Store, key: &Key) -> Result<WalObject> {
-    let mut download = store.get(key, None).await?;
+    of(store.get(key, None).await?, key).await
+}
+
+/// The object of that key, as it comes in.
+pub async fn of(mut download: Download, key: &Key) -> Result<WalObject> {
     let mut front = Vec::new();
     while front.len() < HEAD_LIMIT + 8 {
         match download.body.chunk().await? {

@@ -56,6 +56,8 @@ pub struct S3Options {
     pub prefix: String,
     /// The region. Without one: the environment's or profile's; `us-east-1` where an endpoint is given.
     pub region: Option<String>,
+    /// The profile of AWS's configuration files that has the credentials, above everything but `keys`.
+    pub profile: Option<String>,
     /// The URL of a store that is not AWS's own.
     pub endpoint: Option<String>,
     /// The bucket is named in the path of the URL instead of the host.
@@ -88,6 +90,7 @@ impl S3Options {
             bucket: bucket.into(),
             prefix: prefix.into(),
             region: None,
+            profile: None,
             endpoint: None,
             path_style: false,
             storage_class: None,

@@ -5,7 +5,11 @@
 
 use std::{env, fmt, path::Path};
 
-use aws_config::BehaviorVersion;
+use aws_config::{
+    BehaviorVersion, SdkConfig,
+    profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider},
+    provider_config::ProviderConfig,
+};
 use aws_credential_types::Credentials;
 use aws_sdk_s3::{
     Client,
@@ -60,7 +64,7 @@ pub(super) struct Made {
 /// Makes the client for a bucket.
 pub(super) async fn make(options: &S3Options) -> Result<Made> {
     let tls = check_endpoint(options.endpoint.as_deref())?;
-    let keys = options.keys.clone().or_else(Keys::from_environment);
+    let keys = options.keys.clone().or_else(|| options.profile.is_none().then(Keys::from_environment).flatten());
     // Reading the system's certificates takes tens of milliseconds: not where nothing is asked over TLS.
     let plain = !tls && keys.is_some();
     let http = if plain { Builder::new().build_http() } else { http_client(options.ca_file.as_deref())? };
@@ -71,8 +75,14 @@ pub(super) async fn make(options: &S3Options) -> Result<Made> {
             SharedCredentialsProvider::new(Credentials::new(keys.id, keys.secret, keys.session_token, None, "keys"))
         }
         None => {
-            let chain = aws_config::defaults(BehaviorVersion::latest()).http_client(http.clone()).load().await;
-            region = region.or_else(|| chain.region().map(ToString::to_string));
+            let chain = match &options.profile {
+                None => aws_config::defaults(BehaviorVersion::latest()).http_client(http.clone()).load().await,
+                Some(profile) => of_profile(profile, http.clone()).await,
+            };
+            // A profile of its own has a region of its own.
+            let own = options.profile.is_some() && options.region.is_none();
+            let chained = chain.region().map(ToString::to_string);
+            region = if own { chained.or(region) } else { region.or(chained) };
             chain.credentials_provider().ok_or_else(|| Error::denied("AWS's chain knows no source of credentials"))?
         }
     };
@@ -99,6 +109,20 @@ pub(super) async fn make(options: &S3Options) -> Result<Made> {
     }
     let client = Client::from_conf(config.build());
     Ok(Made { client, endpoint, unsigned_payload: options.unsigned_payload.unwrap_or(tls) })
+}
+
+/// What a profile tells. The standard chain would ask the environment first, which holds another repository's.
+async fn of_profile(profile: &str, http: SharedHttpClient) -> SdkConfig {
+    let chain = aws_config::defaults(BehaviorVersion::latest()).profile_name(profile).http_client(http.clone());
+    let provider = ProfileFileCredentialsProvider::builder()
+        .configure(&ProviderConfig::default().with_http_client(http))
+        .profile_name(profile)
+        .build();
+    chain
+        .credentials_provider(provider)
+        .region(ProfileFileRegionProvider::builder().profile_name(profile).build())
+        .load()
+        .await
 }
 
 /// The same client with no credentials remembered. Connections are kept.
