@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     thread::sleep,
@@ -13,54 +14,30 @@ use std::{
 use rustix::process::Signal;
 use walden_testkit::{
     agent::Agent,
-    postgres::{any, for_each_version, installed},
+    postgres::{any, for_each_version},
     protected::{Place, Protected},
     run::{Ran, run},
 };
 
-fn socket(p: &Protected) -> PathBuf {
-    p.scene.path().join("agent.sock")
-}
-
 /// A cluster whose configuration has a place for an agent; its `archive_command` is `walden-archive` once
-/// [`archives`] was called, and holds everything back before.
+/// [`Protected::archive_through_agent`] was called, and holds everything back before.
 fn protected(installation: &walden_testkit::postgres::Installation) -> Protected {
     let p = Protected::new(installation, Place::Directory, |b| {
         b.setting("archive_command", "false").setting("wal_keep_size", "4GB")
     });
-    let text = fs::read_to_string(&p.config).unwrap();
-    let (state, socket) = (p.scene.path().join("state"), socket(&p));
-    p.scene.write(
-        "walden.toml",
-        format!(
-            "{text}\n[archive]\nstate_dir = \"{}\"\nparallel = 3\n[agent]\nsocket = \"{}\"\n",
-            state.display(),
-            socket.display()
-        ),
-    );
+    p.with_agent("parallel = 3");
     p
 }
 
-/// Has PostgreSQL archive from now on.
-fn archives(p: &Protected) {
-    p.cluster.psql(&format!("ALTER SYSTEM SET archive_command = '{} %p'", command(p)));
-    p.cluster.reload();
-}
-
-fn command(p: &Protected) -> String {
-    let (program, socket) = (p.scene.program("walden-archive"), socket(p));
-    format!("{} --config {} --agent {}", program.display(), p.config.display(), socket.display())
-}
-
-/// The same, started by the server as its archiver starts it.
+/// `walden-archive`, started by the server as its archiver starts it.
 #[track_caller]
 fn server_pushes(p: &Protected, name: &str) {
-    p.cluster.psql(&format!("copy (select) to program '{} pg_wal/{name}'", command(p)));
+    p.cluster.psql(&format!("copy (select) to program '{} pg_wal/{name}'", p.agent_command()));
 }
 
 /// `walden-archive`, run by hand.
 fn push(p: &Protected, name: &str) -> Ran {
-    run(p.small_program("walden-archive").arg("--agent").arg(socket(p)).arg(format!("pg_wal/{name}")))
+    run(p.small_program("walden-archive").arg("--agent").arg(p.socket()).arg(format!("pg_wal/{name}")))
 }
 
 fn system(p: &Protected) -> PathBuf {
@@ -87,35 +64,26 @@ fn records(p: &Protected) -> Vec<String> {
     found
 }
 
-/// Whatever PostgreSQL holds for archived is in the repository, byte for byte.
+/// Whatever PostgreSQL holds for archived is in the repository.
 #[track_caller]
 fn nothing_is_lost(p: &Protected) -> usize {
-    let wal = p.cluster.pgdata().join("pg_wal");
-    let mut checked = 0;
-    for entry in fs::read_dir(wal.join("archive_status")).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        let Some(name) = name.strip_suffix(".done").filter(|name| name.len() == 24) else { continue };
-        let back = p.scene.path().join("back");
-        _ = fs::remove_file(&back);
-        p.walden(["wal", "fetch", name, back.to_str().unwrap()]).expect_code(0);
-        assert!(fs::read(&back).unwrap() == fs::read(wal.join(name)).unwrap(), "{name} is not what was archived");
-        checked += 1;
-    }
-    checked
+    let mut proven = BTreeSet::new();
+    p.nothing_is_lost(&mut proven);
+    proven.len()
 }
 
 #[test]
 fn the_agent_answers_and_walden_does_where_it_is_gone() {
     for_each_version(|installation| {
         let p = protected(installation);
-        archives(&p);
+        p.archive_through_agent();
         let agent = Agent::start(&p);
         for _ in 0..3 {
             let name = p.archive();
             assert!(agent.says(&format!("{name} is durable")), "the agent did not do it\n{}", agent.log());
         }
         let ended = agent.end(Signal::KILL);
-        assert!(!ended.success() && socket(&p).exists());
+        assert!(!ended.success() && p.socket().exists());
         p.archive();
         // What the killed one left behind is no hindrance.
         let agent = Agent::start(&p);
@@ -125,7 +93,7 @@ fn the_agent_answers_and_walden_does_where_it_is_gone() {
         let name = p.archive();
         assert!(agent.says(&format!("{name} is durable")), "{}", agent.log());
         assert_eq!(agent.end(Signal::TERM).code(), Some(0));
-        assert!(!socket(&p).exists());
+        assert!(!p.socket().exists());
         p.archive();
         assert!(nothing_is_lost(&p) >= 6);
     });
@@ -149,7 +117,7 @@ fn a_backlog_is_shipped_before_postgresql_asks() {
         assert!(begun.elapsed() < Duration::from_secs(60), "{:?}\n{}", records(&p), agent.log());
         sleep(Duration::from_millis(50));
     }
-    archives(&p);
+    p.archive_through_agent();
     p.cluster.wait_archived(&names[11]);
     for name in &names[1..] {
         assert!(agent.says(&format!("{name} was shipped before")), "{name}\n{}", agent.log());
@@ -223,7 +191,7 @@ fn what_is_refused_is_refused_in_the_same_words() {
 #[test]
 fn what_another_run_of_the_server_holds_back_is_not_shipped() {
     let mut p = protected(any());
-    archives(&p);
+    p.archive_through_agent();
     let agent = Agent::start(&p);
     p.archive();
     // As after a recovery in place: another server in the same directory, which holds its WAL back.
@@ -233,30 +201,7 @@ fn what_another_run_of_the_server_holds_back_is_not_shipped() {
     let names: Vec<String> = (0..3).map(|_| p.cluster.switch_wal()).collect();
     sleep(Duration::from_secs(2));
     assert!(names.iter().all(|name| !object(&p, name).exists()), "{}", agent.log());
-    archives(&p);
+    p.archive_through_agent();
     p.cluster.wait_archived(&names[2]);
     nothing_is_lost(&p);
-}
-
-#[test]
-fn an_agent_killed_at_any_instant_loses_nothing() {
-    let p = protected(installed().last().unwrap());
-    archives(&p);
-    p.cluster.psql("create table t(n int, filler text)");
-    let mut random = fastrand::Rng::with_seed(7);
-    for round in 0..6 {
-        let agent = Agent::start(&p);
-        for _ in 0..4 {
-            p.cluster.psql("insert into t select n, repeat(md5(n::text), 20) from generate_series(1, 5000) n");
-            p.cluster.switch_wal();
-        }
-        sleep(Duration::from_millis(random.u64(0..400)));
-        match round % 3 {
-            0 => drop(agent.end(Signal::TERM)),
-            _ => drop(agent.end(Signal::KILL)),
-        }
-    }
-    let last = p.cluster.switch_wal();
-    p.cluster.wait_archived(&last);
-    assert!(nothing_is_lost(&p) >= 24);
 }

@@ -1,11 +1,11 @@
 //! A cluster that Walden protects: archiving on, the repository made.
 
-use std::{ffi::OsStr, path::PathBuf, process::Command};
+use std::{collections::BTreeSet, ffi::OsStr, fs, path::PathBuf, process::Command};
 
 use crate::{
     postgres::{Builder, Cluster, Installation},
     run::{Ran, run},
-    s3::S3Server,
+    s3::{ACCESS_KEY, BUCKET, S3Process, S3Server, SECRET_KEY},
     scene::Scene,
     seaweedfs::SeaweedFs,
 };
@@ -17,6 +17,8 @@ pub enum Place<'a> {
     Directory,
     /// The bucket of an S3 server.
     Bucket(&'a S3Server),
+    /// The bucket of one that can be killed.
+    Process(&'a S3Process),
     /// A prefix of its own in the bucket of a server that we did not write.
     SeaweedFs(&'a SeaweedFs),
 }
@@ -28,6 +30,9 @@ impl Place<'_> {
             Place::Directory => return None,
             Place::Bucket(s) => {
                 (s.bucket(), "walden".to_owned(), s.endpoint(), s.access_key().to_owned(), s.secret_key().to_owned())
+            }
+            Place::Process(s) => {
+                (BUCKET, "walden".to_owned(), s.endpoint(), ACCESS_KEY.to_owned(), SECRET_KEY.to_owned())
             }
             Place::SeaweedFs(s) => {
                 let prefix = scene.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -53,6 +58,8 @@ pub struct Protected {
     /// Everything lies in it.
     pub scene: Scene,
     environment: Vec<(&'static str, String)>,
+    /// Without the path.
+    archive_command: String,
 }
 
 impl Protected {
@@ -67,9 +74,10 @@ impl Protected {
         };
         let config = scene.path().join("walden.toml");
         let variables: String = environment.iter().fold(String::new(), |all, (k, v)| format!("{all}{k}={v} "));
-        let command =
-            format!("{variables}{} --config {} %p", scene.program("walden-archive").display(), config.display());
-        let mut cluster = settings(Cluster::builder(installation).archiving(command)).create();
+        let archive_command =
+            format!("{variables}{} --config {}", scene.program("walden-archive").display(), config.display());
+        let archiving = Cluster::builder(installation).archiving(format!("{archive_command} %p"));
+        let mut cluster = settings(archiving).create();
         scene.write(
             "walden.toml",
             format!(
@@ -79,7 +87,7 @@ impl Protected {
             ),
         );
         cluster.start();
-        let protected = Self { cluster, config, repository, scene, environment };
+        let protected = Self { cluster, config, repository, scene, environment, archive_command };
         protected.walden(["init"]).expect_code(0);
         protected
     }
@@ -120,5 +128,56 @@ impl Protected {
         let name = self.cluster.switch_wal();
         self.cluster.wait_archived(&name);
         name
+    }
+
+    /// Makes place for an agent, which [`Agent::start`](crate::agent::Agent::start) starts; `more` goes into `[archive]`.
+    pub fn with_agent(&self, more: &str) {
+        let (state, socket) = (self.scene.path().join("state"), self.socket());
+        let text = fs::read_to_string(&self.config).expect("the configuration");
+        let tables = format!(
+            "{text}\n[archive]\nstate_dir = \"{}\"\n{more}\n[agent]\nsocket = \"{}\"\n",
+            state.display(),
+            socket.display()
+        );
+        self.scene.write("walden.toml", tables);
+    }
+
+    /// `walden-archive` as it asks that agent, without the path.
+    #[must_use]
+    pub fn agent_command(&self) -> String {
+        format!("{} --agent {}", self.archive_command, self.socket().display())
+    }
+
+    /// Has PostgreSQL archive through that agent from now on.
+    pub fn archive_through_agent(&self) {
+        self.cluster.psql(&format!("ALTER SYSTEM SET archive_command = '{} %p'", self.agent_command()));
+        self.cluster.reload();
+    }
+
+    /// Where the agent listens.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.scene.path().join("agent.sock")
+    }
+
+    /// Proves that whatever PostgreSQL holds for archived is in the repository, byte for byte, and remembers what was
+    /// `proven`. PostgreSQL must have kept it (`wal_keep_size`).
+    ///
+    /// # Panics
+    /// When a segment is missing or another.
+    #[track_caller]
+    pub fn nothing_is_lost(&self, proven: &mut BTreeSet<String>) {
+        let wal = self.cluster.pgdata().join("pg_wal");
+        let status = fs::read_dir(wal.join("archive_status")).expect("the status of archiving");
+        let names = status.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let done = names.filter_map(|name| name.strip_suffix(".done").filter(|n| n.len() == 24).map(str::to_owned));
+        for name in done.filter(|name| !proven.contains(name)).collect::<Vec<_>>() {
+            let back = self.scene.path().join("back");
+            _ = fs::remove_file(&back);
+            self.walden([OsStr::new("wal"), "fetch".as_ref(), name.as_ref(), back.as_ref()]).expect_code(0);
+            let is_same = fs::read(&back).expect("what was fetched") == fs::read(wal.join(&name)).expect("a segment");
+            assert!(is_same, "{name} is not what was archived");
+            proven.insert(name);
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::{
     time::SystemTime,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::{
@@ -98,6 +99,17 @@ impl Scene {
         let servers = env::join_paths(installed().iter().map(|pg| &pg.bin)).expect("folders without a colon");
         command.env("WALDEN_PG_BIN", servers);
         command
+    }
+
+    /// Kills every process that runs one of those programs of this scene, whoever started it, with SIGKILL; gives their
+    /// number.
+    pub fn kill9(&self, name: &str) -> usize {
+        let program = self.program(name);
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = processes.filter(|entry| fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == program));
+        let pids = pids.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
+        // One that has ended meanwhile is as good.
+        pids.filter(|pid| kill_process(*pid, Signal::KILL).is_ok()).count()
     }
 
     /// `command("walden")`.

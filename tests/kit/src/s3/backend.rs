@@ -17,6 +17,8 @@ use s3s::{
     s3_error,
 };
 
+use super::kept::Kept;
+
 /// How the server treats `If-None-Match` on writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Conditions {
@@ -40,8 +42,8 @@ pub struct Object {
     pub storage_class: Option<String>,
     /// The server-side encryption it was written with, and its key.
     pub encryption: (Option<String>, Option<String>),
-    etag: String,
-    checksum: Checksum,
+    pub(super) etag: String,
+    pub(super) checksum: Checksum,
 }
 
 impl Object {
@@ -64,7 +66,8 @@ pub(super) struct State {
     uploads: BTreeMap<String, Multipart>,
     pub(super) conditions: Conditions,
     pub(super) page: Option<usize>,
-    written: u64,
+    pub(super) written: u64,
+    pub(super) kept: Option<Kept>,
 }
 
 impl State {
@@ -113,6 +116,9 @@ impl Backend {
         }
         let mut state = self.state();
         state.check(bucket, key, condition.filter(|_| !racy))?;
+        if let Some(kept) = &state.kept {
+            kept.keep(bucket, key, &object).map_err(|error| s3_error!(InternalError, "{error}"))?;
+        }
         state.bucket(bucket)?.insert(key.to_owned(), object);
         Ok(())
     }
@@ -187,7 +193,11 @@ impl S3 for Backend {
     }
 
     async fn delete_object(&self, req: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
-        self.state().bucket(&req.input.bucket)?.remove(&req.input.key);
+        let mut state = self.state();
+        let removed = state.bucket(&req.input.bucket)?.remove(&req.input.key);
+        if let (Some(kept), Some(object)) = (&state.kept, removed) {
+            kept.forget(&object).map_err(|error| s3_error!(InternalError, "{error}"))?;
+        }
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
 use s3s::service::S3Service;
@@ -36,6 +36,8 @@ pub enum What {
     StallBody,
     /// One bit in the middle of the body of the answer is flipped.
     FlipBit,
+    /// The connection breaks when half the body of the request has come; nothing is done.
+    CutRequest,
     /// The request is carried out after this time.
     Delay(Duration),
 }
@@ -48,13 +50,15 @@ pub struct Fault {
     key: String,
     skip: usize,
     times: usize,
+    every: usize,
+    met: usize,
 }
 
 impl Fault {
     /// This happens to every request.
     #[must_use]
     pub fn new(what: What) -> Self {
-        Self { what, operation: None, key: String::new(), skip: 0, times: usize::MAX }
+        Self { what, operation: None, key: String::new(), skip: 0, times: usize::MAX, every: 1, met: 0 }
     }
 
     /// Only to requests of this operation, in S3's words: `PutObject`, `CompleteMultipartUpload`, ...
@@ -73,6 +77,12 @@ impl Fault {
     #[must_use]
     pub fn skip(self, n: usize) -> Self {
         Self { skip: n, ..self }
+    }
+
+    /// Only to each `n`th of them; the others go on to the next rule.
+    #[must_use]
+    pub fn every(self, n: usize) -> Self {
+        Self { every: n, ..self }
     }
 
     /// To `n` of them, and then no more.
@@ -109,6 +119,8 @@ pub(super) struct Faulty {
     pub(super) service: S3Service,
     pub(super) rules: Arc<Mutex<Vec<Fault>>>,
     pub(super) seen: Arc<Mutex<Vec<Seen>>>,
+    /// How long every request takes to arrive.
+    pub(super) latency: Arc<Mutex<Duration>>,
 }
 
 impl Faulty {
@@ -122,6 +134,10 @@ impl Faulty {
         };
         let what = self.take(&seen);
         lock(&self.seen).push(seen);
+        let latency = *lock(&self.latency);
+        if latency > Duration::ZERO {
+            tokio::time::sleep(latency).await;
+        }
         match what {
             Some(What::Error(status, code)) => refuse(request, status, code, HeaderMap::new()).await,
             Some(What::DeleteMarker) => {
@@ -133,6 +149,16 @@ impl Faulty {
             }
             Some(What::Stall) => std::future::pending().await,
             Some(What::Close) => Err("closed before the answer".into()),
+            Some(What::CutRequest) => {
+                let mut body = request.into_body();
+                let half = body.size_hint().exact().unwrap_or(0) / 2;
+                let mut come = 0;
+                while come < half {
+                    let Some(frame) = body.frame().await else { break };
+                    come += frame?.data_ref().map_or(0, |data| data.len() as u64);
+                }
+                Err("closed in the middle of the request".into())
+            }
             Some(What::Delay(time)) => {
                 tokio::time::sleep(time).await;
                 self.serve(request).await
@@ -162,8 +188,13 @@ impl Faulty {
 
     fn take(&self, seen: &Seen) -> Option<What> {
         let mut rules = lock(&self.rules);
-        let rule = rules.iter_mut().find(|rule| {
-            rule.operation.is_none_or(|o| o == seen.operation) && seen.path.contains(&rule.key) && rule.times > 0
+        let mut taking = rules.iter_mut().filter(|rule| {
+            let takes = rule.operation.is_none_or(|o| o == seen.operation) && seen.path.contains(&rule.key);
+            takes && rule.times > 0
+        });
+        let rule = taking.find_map(|rule| {
+            rule.met += 1;
+            rule.met.is_multiple_of(rule.every).then_some(rule)
         })?;
         if rule.skip > 0 {
             rule.skip -= 1;

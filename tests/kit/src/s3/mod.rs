@@ -5,12 +5,15 @@
 
 mod backend;
 mod fault;
+mod kept;
+mod process;
 
 use std::{
     net::{SocketAddr, TcpListener},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use hyper::service::service_fn;
@@ -35,16 +38,30 @@ use self::{
 pub use self::{
     backend::{Conditions, Object},
     fault::{Fault, Seen, What},
+    process::S3Process,
 };
 
-const BUCKET: &str = "walden-test";
-const ACCESS_KEY: &str = "TESTACCESSKEY";
-const SECRET_KEY: &str = "test/secret+key";
+pub(crate) const BUCKET: &str = "walden-test";
+pub(crate) const ACCESS_KEY: &str = "TESTACCESSKEY";
+pub(crate) const SECRET_KEY: &str = "test/secret+key";
 
 /// The certificate of localhost and 127.0.0.1, signed by an authority whose own key was thrown away.
 pub const CERTIFICATE: &[u8] = include_bytes!("tls/server.pem");
 /// Its key.
 pub const CERTIFICATE_KEY: &[u8] = include_bytes!("tls/server.key");
+
+/// What a server is to be like.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// It speaks TLS, with a certificate that [`S3Server::authority`] vouches for.
+    pub https: bool,
+    /// Where it listens; 0 is any that is free.
+    pub port: u16,
+    /// Where it keeps its objects, durably before it answers. Otherwise they are in memory only.
+    pub folder: Option<PathBuf>,
+    /// How long every request takes to arrive.
+    pub latency: Duration,
+}
 
 /// A running server. It stops, and forgets everything, when this is dropped.
 #[derive(Debug)]
@@ -54,6 +71,7 @@ pub struct S3Server {
     backend: Backend,
     rules: Arc<Mutex<Vec<Fault>>>,
     seen: Arc<Mutex<Vec<Seen>>>,
+    latency: Arc<Mutex<Duration>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -65,7 +83,7 @@ impl S3Server {
     /// When no port can be listened on.
     #[must_use]
     pub fn start() -> Self {
-        Self::start_with(None)
+        Self::start_with(Options::default())
     }
 
     /// The same over TLS, with a certificate that [`authority`](Self::authority) vouches for.
@@ -74,7 +92,7 @@ impl S3Server {
     /// When no port can be listened on.
     #[must_use]
     pub fn start_https() -> Self {
-        Self::start_with(Some(tls()))
+        Self::start_with(Options { https: true, ..Options::default() })
     }
 
     /// A file with the certificate of the authority behind the servers that speak TLS.
@@ -83,18 +101,31 @@ impl S3Server {
         Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/s3/tls/authority.pem"))
     }
 
-    fn start_with(tls: Option<TlsAcceptor>) -> Self {
-        let https = tls.is_some();
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port to listen on");
+    /// The same as is wished.
+    ///
+    /// # Panics
+    /// When that port cannot be listened on, or the folder not be read.
+    #[must_use]
+    pub fn start_with(Options { https, port, folder, latency }: Options) -> Self {
+        let tls = https.then(tls);
+        let listener = TcpListener::bind(("127.0.0.1", port)).expect("a port to listen on");
         listener.set_nonblocking(true).expect("a listener that does not block");
         let address = listener.local_addr().expect("the port that was chosen");
         let mut state = State::default();
         state.buckets.entry(BUCKET.to_owned()).or_default();
+        if let Some(folder) = folder {
+            state.keep_in(folder).expect("the folder of a server");
+        }
         let backend = Backend(Arc::new(Mutex::new(state)));
         let mut builder = S3ServiceBuilder::new(backend.clone());
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
-        let (rules, seen) = (Arc::default(), Arc::default());
-        let faulty = Faulty { service: builder.build(), rules: Arc::clone(&rules), seen: Arc::clone(&seen) };
+        let (rules, seen, latency) = (Arc::default(), Arc::default(), Arc::new(Mutex::new(latency)));
+        let faulty = Faulty {
+            service: builder.build(),
+            rules: Arc::clone(&rules),
+            seen: Arc::clone(&seen),
+            latency: Arc::clone(&latency),
+        };
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -102,7 +133,7 @@ impl S3Server {
                 tokio::select! { () = serve(listener, tls, faulty) => {}, _ = stopped => {} }
             });
         });
-        Self { address, https, backend, rules, seen, stop: Some(stop), thread: Some(thread) }
+        Self { address, https, backend, rules, seen, latency, stop: Some(stop), thread: Some(thread) }
     }
 
     /// The URL to talk to, without a bucket. Buckets are part of the path.
@@ -142,6 +173,11 @@ impl S3Server {
     /// Lets a listing hold at most that many names.
     pub fn set_page(&self, names: usize) {
         self.backend.state().page = Some(names);
+    }
+
+    /// How long every request takes to arrive from now on, those that a fault takes as well.
+    pub fn set_latency(&self, latency: Duration) {
+        *lock(&self.latency) = latency;
     }
 
     /// Adds a fault.
