@@ -62,7 +62,6 @@ impl Served {
 pub(super) async fn ship(served: Weak<Served>, random: Arc<Random>) {
     let Some(mut called) = served.upgrade().map(|served| served.called.subscribe()) else { return };
     let mut retry = FIRST_RETRY;
-    let mut most = usize::MAX;
     while let Some(served) = served.upgrade() {
         let call = called.borrow_and_update().clone();
         let Some(call) = call.filter(|call| is_calling(call, &served)) else {
@@ -71,10 +70,10 @@ pub(super) async fn ship(served: Weak<Served>, random: Arc<Random>) {
             _ = called.changed().await;
             continue;
         };
-        match served.shipper.ahead(&call.path, most).await {
+        match served.shipper.ahead(&call.path, usize::MAX).await {
             Ok(count) => {
                 served.figures.shipped_ahead(count);
-                (retry, most) = (FIRST_RETRY, usize::MAX);
+                retry = FIRST_RETRY;
                 drop(served);
                 sleep(PAUSE).await;
             }
@@ -83,8 +82,7 @@ pub(super) async fn ship(served: Weak<Served>, random: Arc<Random>) {
                 drop(served);
                 // PostgreSQL's own calls tell whoever looks, and one that comes is a reason to try again.
                 _ = timeout(retry.mul_f64(1.0 - random.fraction() / 2.0), called.changed()).await;
-                // One goes first and finds out whether the others may follow.
-                (retry, most) = ((retry * 2).min(LAST_RETRY), 1);
+                retry = (retry * 2).min(LAST_RETRY);
             }
         }
     }

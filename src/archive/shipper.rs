@@ -4,7 +4,10 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -83,6 +86,8 @@ pub struct Shipper {
     shipping: Shipping,
     cores: Arc<Cores>,
     backlog: Backlog,
+    /// The last push found that the first repository does not answer.
+    is_silent: AtomicBool,
     opened: AsyncMutex<Option<Arc<Opened>>>,
     /// What is being pushed: a second call for the same file waits for the first.
     under_way: Mutex<HashMap<WalFile, Arc<Shipment>>>,
@@ -116,8 +121,9 @@ impl Shipper {
     /// that they may take.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, mirrors: Vec<Arc<Mirror>>, shipping: Shipping, cores: Arc<Cores>) -> Self {
+        let (backlog, is_silent) = (Backlog::default(), AtomicBool::default());
         let (opened, under_way) = (AsyncMutex::default(), Mutex::default());
-        Self { store, mirrors, shipping, cores, backlog: Backlog::default(), opened, under_way }
+        Self { store, mirrors, shipping, cores, backlog, is_silent, opened, under_way }
     }
 
     /// How it ships.
@@ -173,7 +179,8 @@ impl Shipper {
         };
         let mut new = new.filter(|(file, _, id)| lacks(*file, id)).collect::<Vec<_>>();
         self.backlog.tell(new.len());
-        new.truncate(most);
+        // One goes first and finds out whether the others may follow.
+        new.truncate(if self.is_silent.load(Relaxed) { most.min(1) } else { most });
         let (count, lacking) = stream::iter(new.into_iter().map(Ok))
             .map_ok(async |(file, path, id)| {
                 self.backlog.begun();
@@ -270,6 +277,8 @@ impl Shipper {
         let sealed = sealed?;
         let opened = opened?;
         let stored = push::store_sealed(&opened.system, &sealed, &request).await;
+        let is_silent = stored.as_ref().is_err_and(|error| error.kind() == Kind::Unavailable);
+        self.is_silent.store(is_silent, Relaxed);
         if stored.is_err() {
             // Perhaps it is not the repository any more that it was.
             *self.opened.lock().await = None;
