@@ -11,10 +11,9 @@ use crate::{
     pace::{Cores, Seat},
 };
 
-/// With so many segments waiting, speed is all that counts.
+/// With so many segments waiting, speed is all that counts: the fastest level, and all processors that are allowed. What
+/// the server loses of them is less than what it loses when its disk fills up.
 const BEHIND: usize = 8;
-/// With so many (of 16 MB: a gigabyte) what the server has of the processors counts less than that its disk fills up.
-const FAR_BEHIND: usize = 64;
 /// What was seen this long ago is not looked at again.
 const FRESH: Duration = Duration::from_secs(1);
 /// What was seen this long ago says nothing about how fast they become more.
@@ -81,7 +80,7 @@ impl Backlog {
         if self.seen().is_none_or(|seen| seen.at.elapsed() >= FRESH) {
             self.tell(count());
         }
-        let urgent = self.seen().is_some_and(|seen| seen.waiting >= FAR_BEHIND);
+        let urgent = self.seen().is_some_and(|seen| seen.waiting >= BEHIND);
         let mut seat = cores.seat(urgent).await;
         // Others may have come while it waited.
         let (waiting, growth) = self.seen().map_or((0, 0), |seen| (seen.waiting, seen.growth));

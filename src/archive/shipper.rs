@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     config::{ClusterConfig, Config, Levels},
-    error::{Error, Result, Told},
+    error::{Error, Kind, Result, Told},
     mirror::{self, Mirror},
     pace::Cores,
     postgres::{ControlFile, WalFile, archive_status},

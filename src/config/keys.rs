@@ -161,7 +161,7 @@ pub static KEYS: &[Key] = &[
         "cpu",
         Kind::Whole(1, 64),
         Processors,
-        "On how many processors segments are compressed at the most. More than one are taken only while others leave them idle, or while 64 segments and more wait.",
+        "On how many processors segments are compressed at the most. More than one are taken only while others leave them idle, or while 8 segments and more wait.",
     ),
     key(
         "archive",
