@@ -5,26 +5,39 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::Command,
-    thread::sleep,
+    thread::{self, sleep},
     time::{Duration, SystemTime},
 };
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process_group};
 use walden_testkit::{
     agent::Agent,
+    owner::Owner,
     postgres::{Cluster, Installation, any, for_each_version},
     protected::{Place, Protected},
     run::{Ran, run},
+    s3::{Fault, S3Server, What},
 };
 
 /// A cluster with a backup, and with so many segments in the archive after it. Each holds a hundred rows.
 fn archived(installation: &Installation, megabytes: u32, segments: usize, more: &str) -> (Protected, Vec<String>) {
-    let p = Protected::new(installation, Place::Directory, |b| {
-        b.wal_segment_size(megabytes).setting("wal_keep_size", "4GB")
-    });
+    archived_in(Place::Directory, installation, megabytes, segments, more)
+}
+
+fn archived_in(
+    place: Place<'_>,
+    installation: &Installation,
+    megabytes: u32,
+    segments: usize,
+    more: &str,
+) -> (Protected, Vec<String>) {
+    let p = Protected::new(installation, place, |b| b.wal_segment_size(megabytes).setting("wal_keep_size", "4GB"));
     let text = fs::read_to_string(&p.config).unwrap();
     let (state, socket) = (p.scene.path().join("state"), p.scene.path().join("agent.sock"));
     let tables = format!(
@@ -221,4 +234,159 @@ fn what_was_put_or_changed_in_the_spool_is_never_delivered() {
     is_delivered(&p, &names[0]);
     p.scene.write("walden.toml", text.replace("[cluster.main]\n", "[cluster.main]\nincarnation = 2\n"));
     is_not_delivered(&p, &names[1]);
+}
+
+#[test]
+fn a_call_killed_at_any_instant_leaves_nothing_wrong() {
+    let (p, names) = archived(any(), 1, 24, "prefetch = 6");
+    let wal = p.cluster.pgdata().join("pg_wal");
+    let before = entries(&wal);
+    let mut random = fastrand::Rng::with_seed(5);
+    for name in &names {
+        let mut child = program(&p, name, "pg_wal/RECOVERYXLOG").process_group(0).spawn().unwrap();
+        sleep(Duration::from_millis(random.u64(0..150)));
+        // The small program and what it runs; one that has ended already is as good.
+        _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
+        child.wait().unwrap();
+        let there = fs::read(recovered(&p)).ok();
+        assert!(there.is_none_or(|bytes| bytes == fs::read(wal.join(name)).unwrap()), "half of {name}");
+        _ = fs::remove_file(recovered(&p));
+        assert_eq!(entries(&wal), before);
+        if random.bool() {
+            is_delivered(&p, name);
+        }
+    }
+    names.iter().for_each(|name| is_delivered(&p, name));
+}
+
+#[test]
+fn agents_killed_in_a_recovery_from_a_slow_store_leave_nothing_wrong() {
+    let server = S3Server::start();
+    let (p, names) = archived_in(Place::Bucket(&server), any(), 1, 60, "prefetch = 8");
+    let mut copy = copy(&p, "killed", &[]);
+    let (restore, socket) = (p.scene.program("walden-restore"), p.scene.path().join("agent.sock"));
+    copy.option(&format!(
+        "restore_command=AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={} {} --config {} --agent {} %f %p",
+        server.access_key(),
+        server.secret_key(),
+        restore.display(),
+        p.config.display(),
+        socket.display()
+    ));
+    server.fault(Fault::new(What::Delay(Duration::from_millis(20))).on("GetObject"));
+    let mut random = fastrand::Rng::with_seed(11);
+    let (mut kills, mut helped) = (0, 0);
+    thread::scope(|scope| {
+        let started = scope.spawn(|| copy.start());
+        while !started.is_finished() {
+            let agent = Agent::start(&p);
+            sleep(Duration::from_millis(random.u64(0..700)));
+            helped += agent.log().matches(" was ready").count();
+            drop(agent);
+            kills += 1;
+        }
+    });
+    is_complete(&copy, names.len());
+    assert!(kills > 0 && helped > 0, "{kills} kills, {helped} segments were ready");
+}
+
+#[test]
+fn a_standby_asks_again_for_what_was_absent_and_follows() {
+    let (p, names) = archived(any(), 1, 5, "");
+    let agent = Agent::start(&p);
+    let mut standby = copy(&p, "standby", &["--standby"]);
+    standby.option("wal_retrieve_retry_interval=100ms");
+    standby.start();
+    let mut segments = names.len();
+    let follows = |segments: usize| standby.wait_for("select count(*) from t", &(segments * 100).to_string());
+    follows(segments);
+    for round in 0..3 {
+        if round == 1 {
+            // Silence is not absence, and the standby does not end its recovery either.
+            without_repository(&p, || sleep(Duration::from_secs(2)));
+        }
+        segments += more_segments(&p, 3).len();
+        follows(segments);
+    }
+    assert_eq!(standby.psql("select pg_is_in_recovery()"), "t");
+    assert!(agent.says("was ready") && agent.says("is not in the archive"), "{}", agent.log());
+    standby.psql("select pg_promote()");
+    is_complete(&standby, segments);
+}
+
+#[test]
+fn segments_of_any_size_are_fetched_ahead_within_bounds() {
+    for (megabytes, segments, bound) in [(1, 40, 4), (64, 3, 64)] {
+        let (p, names) = archived(any(), megabytes, segments, &format!("prefetch = 16\nprefetch_size = \"{bound}MB\""));
+        let agent = Agent::start(&p);
+        let mut copy = copy(&p, "copy", &[]);
+        let folder = spool(copy.pgdata());
+        let mut most = 0;
+        thread::scope(|scope| {
+            let started = scope.spawn(|| copy.start());
+            while !started.is_finished() {
+                let length = |name| fs::metadata(folder.join(name)).map_or(0, |found| found.len());
+                most = most.max(entries(&folder).into_iter().map(length).sum::<u64>() >> 20);
+                sleep(Duration::from_millis(5));
+            }
+        });
+        is_complete(&copy, names.len());
+        assert!(agent.says(" was ready"), "{}", agent.log());
+        // The one that PostgreSQL is being given comes on top, and one that was given up may just be going.
+        assert!(most > 0 && most <= u64::from(bound + 2 * megabytes), "{most} MB in the spool");
+        drop(agent);
+    }
+}
+
+#[test]
+fn an_agent_that_was_stopped_does_not_come_late() {
+    let (p, names) = archived(any(), 1, 3, "");
+    let agent = Agent::start(&p);
+    is_delivered(&p, &names[0]);
+    agent.wait_for("was fetched ahead");
+    agent.signal(Signal::STOP);
+    ask(&p, &names[1]).expect_code(0);
+    fs::remove_file(recovered(&p)).unwrap();
+    agent.signal(Signal::CONT);
+    sleep(Duration::from_millis(500));
+    assert!(!recovered(&p).exists(), "PostgreSQL would take it for the next one");
+    is_delivered(&p, &names[2]);
+}
+
+#[test]
+fn the_spool_is_on_the_file_system_of_pg_wal_or_else_in_the_state_folder() {
+    let (p, names) = archived(any(), 1, 6, "prefetch = 2");
+    let (hand, shared) = (p.scene.folder("hand"), tempfile::tempdir_in("/dev/shm").unwrap());
+    Owner::of_servers().own(shared.path());
+    let wal = shared.path().join("wal");
+    Owner::of_servers().make_folder(&wal);
+    Owner::of_servers().make_folder(&hand.join("global"));
+    fs::copy(p.cluster.pgdata().join("global/pg_control"), hand.join("global/pg_control")).unwrap();
+    fs::set_permissions(hand.join("global/pg_control"), fs::Permissions::from_mode(0o644)).unwrap();
+    std::os::unix::fs::symlink(&wal, hand.join("pg_wal")).unwrap();
+    let spools = || [shared.path().join(".wal.walden-prefetch"), p.scene.path().join("state/prefetch")];
+    let take = |name: &String| {
+        run(program(&p, name, "pg_wal/RECOVERYXLOG").current_dir(&hand)).expect_code(0);
+        let there = wal.join("RECOVERYXLOG");
+        assert!(fs::read(&there).unwrap() == fs::read(p.cluster.pgdata().join("pg_wal").join(name)).unwrap());
+        assert_eq!(fs::metadata(&there).unwrap().uid(), fs::metadata(&wal).unwrap().uid());
+        fs::remove_file(there).unwrap();
+        assert_eq!(entries(&wal), Vec::<String>::new());
+    };
+    take(&names[0]);
+    assert_eq!(segments_in(&spools()[0]), names[1..3]);
+    assert!(!spools()[1].exists() && !spool(&hand).exists());
+    fs::remove_dir_all(&spools()[0]).unwrap();
+    // Nobody may make a folder beside it.
+    fs::set_permissions(shared.path(), fs::Permissions::from_mode(0o555)).unwrap();
+    take(&names[0]);
+    without_repository(&p, || take(&names[1]));
+    let agent = Agent::start(&p);
+    take(&names[2]);
+    agent.wait_for(&format!("{} was fetched ahead", names[4]));
+    take(&names[3]);
+    assert!(agent.says(&format!("{} was ready", names[3])) && !spools()[0].exists(), "{}", agent.log());
+    assert_eq!(agent.end(Signal::TERM).code(), Some(0));
+    assert_eq!(entries(&spools()[1]), Vec::<String>::new());
+    fs::set_permissions(shared.path(), fs::Permissions::from_mode(0o755)).unwrap();
 }

@@ -97,7 +97,10 @@ async fn fetch(request: &Request, desk: &Desk) -> Option<Answer> {
             tracing::debug!("{} is ready", wanted.file);
             Answer { status: 0, text: path.as_os_str().as_bytes().to_vec() }
         }
-        Err(error) => Answer { status: (desk.agent.fetch_status)(error.kind()), text: told(&error).into_bytes() },
+        Err(error) => {
+            tracing::debug!("{error}");
+            Answer { status: (desk.agent.fetch_status)(error.kind()), text: told(&error).into_bytes() }
+        }
     })
 }
 

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use rustix::process::{Pid, getppid};
 use tokio::{
     sync::{Mutex as AsyncMutex, OnceCell, Semaphore},
     time::timeout,
@@ -91,6 +92,8 @@ pub struct Fetcher {
     /// By data directory.
     replays: Mutex<HashMap<PathBuf, Arc<Replay>>>,
     at_a_time: Arc<Semaphore>,
+    /// Who made the one call.
+    caller: Option<Pid>,
 }
 
 impl std::fmt::Debug for Fetcher {
@@ -120,6 +123,7 @@ impl Fetcher {
             opened: AsyncMutex::default(),
             replays: Mutex::default(),
             at_a_time: Arc::new(Semaphore::new(AT_A_TIME)),
+            caller: getppid(),
         })
     }
 
@@ -132,6 +136,10 @@ impl Fetcher {
         let prepared = timeout(limit, self.prepare(request, replay.as_ref())).await;
         let Some(ready) = prepared.unwrap_or_else(|_| Err(out_of_time(limit)))? else { return Ok(None) };
         let fetched = ready.arrived.is_some();
+        if request.replayed().is_some() && getppid() != self.caller {
+            // PostgreSQL may be asking for the next one by now, and would take this for it.
+            return Err(Error::new(Kind::Interrupted, "whoever asked for the segment is gone"));
+        }
         arrival::deliver(&ready.path, &request.destination)?;
         let size = ready.size;
         if let (Some(replay), true) = (&replay, fetched) {
