@@ -28,6 +28,8 @@ pub(super) struct Found {
     pub(super) key: Key,
     pub(super) file: WalFile,
     pub(super) system: SystemId,
+    /// Whether its file has to be durable when it is written.
+    pub(super) durable: bool,
 }
 
 /// A file that is whole and proven, under a temporary name. It is gone when this is dropped.
@@ -42,7 +44,7 @@ impl Arrived {
     /// Writes and proves it at `path`, with the owner and the rights that a file in the folder `near` has. Ends early
     /// when `wanted` says no. Call it on a thread of its own.
     pub(super) fn write(found: Found, path: PathBuf, near: &Path, wanted: impl Fn() -> bool) -> Result<Self> {
-        let mut proof = Proof::begin(&found)?;
+        let (mut proof, durable) = (Proof::begin(&found)?, found.durable);
         let mut to = create(&path, near)?;
         let mut arrived = Self { path, size: 0, kept: false };
         let head = found.object.read(|bytes| {
@@ -54,7 +56,9 @@ impl Arrived {
             Ok(ControlFlow::Continue(()))
         })?;
         proof.end()?;
-        to.sync_all().map_err(|e| Error::io("fsync", &arrived.path, e))?;
+        if durable {
+            to.sync_all().map_err(|e| Error::io("fsync", &arrived.path, e))?;
+        }
         arrived.size = head.size;
         Ok(arrived)
     }

@@ -117,7 +117,7 @@ pub(super) async fn find(system: &System, file: WalFile) -> Result<Option<Found>
         },
     };
     match wal_object::open(&*system.store, &key).await {
-        Ok(object) => Ok(Some(Found { object, key, file, system: system.folder.incarnation.system })),
+        Ok(object) => Ok(Some(Found { object, key, file, system: system.folder.incarnation.system, durable: true })),
         Err(error) if error.kind() == Kind::NotFound => Ok(None),
         Err(error) => Err(error),
     }

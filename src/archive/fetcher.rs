@@ -307,18 +307,21 @@ fn after(name: SegmentName, size: SegmentSize, until: Option<SegmentName>, count
 /// Fetches one segment into the spool. Whatever becomes of it: PostgreSQL's own question is answered on its own.
 async fn prefetch(fetcher: &Weak<Fetcher>, under_way: &UnderWay) -> Result<()> {
     let gone = || Error::new(Kind::Interrupted, "nobody wants it any more");
-    let (limit, at_a_time) = {
+    let (limit, at_a_time, background) = {
         let fetcher = fetcher.upgrade().ok_or_else(gone)?;
-        (fetcher.fetching.timeout, fetcher.at_a_time.clone())
+        // PostgreSQL makes durable what it replays. What is done before it asks is done while it replays; in one call it
+        // would wait for it.
+        (fetcher.fetching.timeout, fetcher.at_a_time.clone(), fetcher.lifetime == Lifetime::Lasting)
     };
     let (name, replay) = (under_way.name, under_way.replay.clone());
     let work = async {
         let _turn = at_a_time.acquire().await;
         let system = fetcher.upgrade().ok_or_else(gone)?.system(replay.incarnation).await?;
-        let Some(found) = fetch::find(&system, WalFile::Segment(name)).await? else {
+        let Some(mut found) = fetch::find(&system, WalFile::Segment(name)).await? else {
             replay.end_of_archive();
             return Err(Error::not_found("it is not in the archive"));
         };
+        found.durable = background;
         join(tokio::task::spawn_blocking(move || replay.receive(name, found)).await)?
     };
     timeout(limit, work).await.unwrap_or_else(|_| Err(out_of_time(limit)))

@@ -2,8 +2,8 @@
 //! beside the folder that its `pg_wal` leads to, on the same file system; where no folder can be made there, one in the
 //! state folder, from which they are copied.
 //!
-//! Beside each segment lies a small file that says which repository and system it came from, and what told the proven
-//! file from any other of that name. What has none, or one that does not fit, is never delivered. One process works in
+//! Beside each segment lies a small file that says which repository and system it came from, in which run of the machine, and
+//! what told the proven file from any other of that name. What has none, or one that does not fit, is never delivered. One process works in
 //! a spool at a time, so that whatever it finds there and does not know is left over, and is removed.
 
 use std::{
@@ -28,6 +28,8 @@ use crate::{
     postgres::SegmentName,
 };
 
+/// Tells this run of the machine from any other.
+const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 /// The ending of the small file.
 const PROOF: &str = ".proven";
 
@@ -70,7 +72,15 @@ impl Spool {
         };
         let held = hold(&folder)?;
         let passing = inherit == Inherit::Nothing;
-        let spool = Self { folder, source: source.into(), passing, temporaries: AtomicU64::new(0), _held: held };
+        // What was not durable when the machine went down may look whole.
+        let boot = fs::read_to_string(BOOT).map_err(|e| Error::io("read", Path::new(BOOT), e))?;
+        let spool = Self {
+            folder,
+            source: format!("{source}\n{}", boot.trim()),
+            passing,
+            temporaries: AtomicU64::new(0),
+            _held: held,
+        };
         spool.remove_all_but(|name| match inherit {
             Inherit::Nothing => false,
             Inherit::Fresh(age, now) => spool.is_fresh(name, age, now),
