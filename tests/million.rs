@@ -24,7 +24,7 @@ use walden::{
     plan::{self, PlanRequest, Target, Watch, window::Depth},
     postgres::{Lsn, SegmentName, TimelineId},
     progress::Unwatched,
-    repository::{FORMAT, System, SystemFolder, summaries::Need},
+    repository::{FORMAT, Stored, System, SystemFolder, summaries::Need},
     store::Key,
     wal::Summarizer,
 };
@@ -132,12 +132,12 @@ impl Scene {
         Self { store, system, main: self.main.clone(), newest: self.newest }
     }
 
-    async fn segments(&self) -> Vec<(SegmentName, u64)> {
-        self.system.segments(TimelineId::FIRST, None, None).await.unwrap()
+    async fn segments(&self) -> Vec<(SegmentName, Stored)> {
+        self.system.segments_and_pieces(TimelineId::FIRST, None, None).await.unwrap()
     }
 
     /// Walks all summaries of timeline 1 on both sides of the gap: how many segments, commits and faults.
-    async fn survey(&self, segments: Vec<(SegmentName, u64)>) -> (u64, u64, u64) {
+    async fn survey(&self, segments: Vec<(SegmentName, Stored)>) -> (u64, u64, u64) {
         let (mut count, mut commits, mut faults) = (0, 0, 0);
         let mut summaries = self.system.summaries(segments, Need::Planning);
         while let Some(segment) = summaries.next().await.unwrap() {

@@ -45,21 +45,33 @@ impl Arrived {
     /// when `wanted` says no. Call it on a thread of its own.
     pub(super) fn write(found: Found, path: PathBuf, near: &Path, wanted: impl Fn() -> bool) -> Result<Self> {
         let (mut proof, durable) = (Proof::begin(&found)?, found.durable);
+        Self::made(path, near, durable, |to, path| {
+            let head = found.object.read(|bytes| {
+                if !wanted() {
+                    return Err(Interrupt::error());
+                }
+                proof.feed(bytes)?;
+                to.write_all(bytes).map_err(|e| Error::io("write", path, e))?;
+                Ok(ControlFlow::Continue(()))
+            })?;
+            proof.end()?;
+            Ok(head.size)
+        })
+    }
+
+    /// What `make` writes into a file at `path`, and says the length of; synced where it has to be durable.
+    pub(super) fn made(
+        path: PathBuf,
+        near: &Path,
+        durable: bool,
+        make: impl FnOnce(&mut File, &Path) -> Result<u64>,
+    ) -> Result<Self> {
         let mut to = create(&path, near)?;
         let mut arrived = Self { path, size: 0, kept: false };
-        let head = found.object.read(|bytes| {
-            if !wanted() {
-                return Err(Interrupt::error());
-            }
-            proof.feed(bytes)?;
-            to.write_all(bytes).map_err(|e| Error::io("write", &arrived.path, e))?;
-            Ok(ControlFlow::Continue(()))
-        })?;
-        proof.end()?;
+        arrived.size = make(&mut to, &arrived.path)?;
         if durable {
             to.sync_all().map_err(|e| Error::io("fsync", &arrived.path, e))?;
         }
-        arrived.size = head.size;
         Ok(arrived)
     }
 

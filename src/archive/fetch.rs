@@ -5,6 +5,8 @@
 //! its timeline is there. Everything else is an error, and the caller answers it with an exit code on which
 //! PostgreSQL stops.
 
+mod pieces;
+
 use std::path::PathBuf;
 
 use super::{
@@ -93,11 +95,16 @@ impl Fetch {
 
 /// Fetches a file to `path`, a temporary one; `None` when it is proven that there is none.
 pub(super) async fn fetch(system: &System, request: &Fetch, path: PathBuf) -> Result<Option<Arrived>> {
+    let near = folder_of(&request.destination).to_path_buf();
     let Some(found) = find(system, request.file).await? else {
+        if let Some(pieces) = pieces::due(system, request).await? {
+            let size = system.document.segment_size;
+            return join(tokio::task::spawn_blocking(move || pieces::write(pieces, size, path, &near)).await)?
+                .map(Some);
+        }
         prove_absent(system, request).await?;
         return Ok(None);
     };
-    let near = folder_of(&request.destination).to_path_buf();
     join(tokio::task::spawn_blocking(move || Arrived::write(found, path, &near, || true)).await)?.map(Some)
 }
 

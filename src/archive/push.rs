@@ -189,6 +189,9 @@ impl Sealed {
             .hint("a segment of another server lies in this pg_wal; nothing was stored"));
         }
         let summary = summarizer.map(Summarizer::finish);
+        if let (WalFile::Segment(_), Some(summary), Some(facts)) = (file, &summary, &facts) {
+            prove_full(file, summary, facts)?;
+        }
         if let (WalFile::Segment(_), Some(Summary { ending: Ending::Broken { at, why }, .. })) = (file, &summary) {
             tracing::warn!(
                 "the records of {file} cannot be read at {at}: {why}; it is archived as it is, and recovery will end there"
@@ -346,6 +349,17 @@ impl Check {
             Self::Label => Ok(None),
         }
     }
+}
+
+/// PostgreSQL leaves no room behind the records of a segment that is complete, unless it switched to the next one. What
+/// was made of pieces has zeros there, even where all its pages are in place.
+fn prove_full(file: WalFile, summary: &Summary, facts: &wal::SegmentFacts) -> Result<()> {
+    let switched = matches!(facts.end, wal::SegmentEnd::Switch { .. });
+    if summary.ending == Ending::Zeros && !switched {
+        let end = summary.end;
+        return Err(refuse(Error::damaged(format!("the records of {file} end at {end}: the segment is not complete"))));
+    }
+    Ok(())
 }
 
 /// A file that is not what its name says is not stored, whatever is wrong with it.

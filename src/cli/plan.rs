@@ -149,6 +149,9 @@ fn show_means(plan: &Plan, line: &impl Fn(&str, String)) {
             plan.last_segment
         ),
     );
+    if plan.from_pieces > 0 {
+        line("", format!("{} is in pieces: {} bytes of it are there and needed", plan.last_segment, plan.from_pieces));
+    }
     if plan.path.len() > 1 {
         let passed = |p: &Passed| match p.left {
             Some(left) => format!("timeline {} up to {left}", p.timeline),

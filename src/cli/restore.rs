@@ -123,7 +123,12 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     let archive = system.clone();
     let config = context.config()?;
     let cluster = context.cluster()?;
-    request.restore_command = programs::restore_command(config, &cluster, plan.incarnation.number, plan.last_segment)?;
+    // A standby is served no pieces, and goes on when the segment is whole.
+    let until = match request.standby {
+        true => plan.last_whole_segment(system.document.segment_size)?,
+        false => plan.last_segment,
+    };
+    request.restore_command = programs::restore_command(config, &cluster, plan.incarnation.number, until)?;
     if args.start {
         restore::find_programs(plan.backup.postgres)?;
     }

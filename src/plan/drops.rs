@@ -167,7 +167,7 @@ fn missed(window: Window<'_>, searched: Searched, point: &Point) -> Missed {
     Missed {
         from: window.begin,
         since: window.usable.first().map_or(DateTime::UNIX_EPOCH, |backup| backup.started),
-        to: Lsn(window.run.end() * size.bytes()),
+        to: searched.pieces.unwrap_or(Lsn(window.run.whole_end() * size.bytes())),
         until: searched.last_time,
         dropped: dropped
             .into_iter()

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     error::Result,
-    postgres::{Lsn, RequiredSettings, TimelineHistory},
+    postgres::{Lsn, RequiredSettings, SegmentSize, TimelineHistory},
     repository::BackupDocument,
     wal::StopRule,
 };
@@ -57,7 +57,8 @@ impl Planner<'_> {
             first_segment,
             last_segment,
             segments: segments.len() as u64,
-            wal_bytes: segments.iter().map(|(_, length)| length).sum(),
+            wal_bytes: segments.iter().map(|(_, stored)| stored.length()).sum(),
+            from_pieces: from_pieces(segments, stop, size)?,
             backup_bytes: self.to_fetch(&backup).await?,
             disk_bytes: backup.size + (segments.len() as u64 * size.bytes()).min(WAL_AT_A_TIME),
             behind_seconds: behind.map(|c| (self.request.now - c.time).as_seconds_f64()),
@@ -169,6 +170,12 @@ impl Planner<'_> {
         }
         warnings
     }
+}
+
+/// How many bytes up to the stop are in pieces: those of the last segment, where that is not whole.
+fn from_pieces(segments: scan::Segments<'_>, stop: Option<Stop>, size: SegmentSize) -> Result<u64> {
+    let (Some((name, stored)), Some(stop)) = (segments.last(), stop) else { return Ok(0) };
+    Ok(if stored.is_in_pieces() { stop.end.since(name.start(size)?) } else { 0 })
 }
 
 /// What recovery from that backup needs, and what of it was raised on the way.

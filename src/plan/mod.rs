@@ -34,7 +34,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    postgres::{Lsn, RequiredSettings, SegmentName, TimelineId},
+    error::Result,
+    postgres::{Lsn, RequiredSettings, SegmentName, SegmentSize, TimelineId},
     repository::{BackupDocument, ClusterName, Incarnation},
 };
 
@@ -67,6 +68,10 @@ pub struct Plan {
     pub first_segment: SegmentName,
     /// The last segment that is needed.
     pub last_segment: SegmentName,
+    /// How many bytes of the last segment are needed, where there are only pieces of it; 0 where it is whole. A recovery
+    /// is served them because its plan names that segment as its last.
+    #[serde(default, skip_serializing_if = "is_none_of_them")]
+    pub from_pieces: u64,
     /// How many segments from the first to the last.
     pub segments: u64,
     /// The bytes of their objects.
@@ -102,6 +107,24 @@ pub struct Plan {
     pub estimate: Option<Estimate>,
     /// What a person should know before going on.
     pub warnings: Vec<String>,
+}
+
+impl Plan {
+    /// The last segment that is needed and whole, of a system with segments of that size.
+    pub fn last_whole_segment(&self, size: SegmentSize) -> Result<SegmentName> {
+        let last = self.last_segment.number(size)?;
+        if self.from_pieces == 0 || last == 0 {
+            return Ok(self.last_segment);
+        }
+        let last_byte = Lsn(last * size.bytes() - 1);
+        let on = self.path.iter().find(|passed| passed.left.is_none_or(|left| last_byte < left));
+        Ok(SegmentName::holding(on.map_or(self.timeline, |passed| passed.timeline), last_byte, size))
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_none_of_them(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 /// A timeline on the way.

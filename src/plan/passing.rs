@@ -7,7 +7,7 @@ use super::path::Run;
 use crate::{
     error::Result,
     postgres::{Lsn, SegmentName},
-    repository::{BackupDocument, EndedRow, System},
+    repository::{BackupDocument, EndedRow, Stored, System},
 };
 
 /// The newest of `usable`, the backups of a window, that begins behind `begin` and from which recovery stops where one from
@@ -44,7 +44,7 @@ pub(super) async fn newest<'b>(
 
 /// Whether the row is known of all these segments, which are of one log. It must end where they do: what it has beyond may
 /// end a transaction that is prepared in them.
-fn covers(row: EndedRow, log: &[(SegmentName, u64)]) -> bool {
+fn covers(row: EndedRow, log: &[(SegmentName, Stored)]) -> bool {
     let (Some((first, _)), Some((last, _))) = (log.first(), log.last()) else { return false };
     row.first <= first.segment && last.segment == row.last
 }

@@ -3,7 +3,7 @@
 use crate::{
     error::Result,
     postgres::{Lsn, SegmentName, SegmentSize, TimelineHistory},
-    repository::{BackupDocument, System},
+    repository::{BackupDocument, Stored, System},
 };
 
 /// The name of segment `number` on the way to a history's timeline: where a timeline was left inside a segment, the
@@ -25,20 +25,32 @@ pub fn lies_on(backup: &BackupDocument, history: &TimelineHistory) -> bool {
 pub struct Run {
     /// The number of the first.
     pub first: u64,
-    /// The segments, each with the length of its object in bytes.
-    pub segments: Vec<(SegmentName, u64)>,
+    /// The segments, and how each is stored: in pieces only the last can be.
+    pub segments: Vec<(SegmentName, Stored)>,
 }
 
 impl Run {
-    /// The number of the first segment that is missing after it.
+    /// The number of the first segment after it.
     #[must_use]
     pub fn end(&self) -> u64 {
         self.first + self.segments.len() as u64
     }
 
+    /// The number of the first segment that is not whole.
+    #[must_use]
+    pub fn whole_end(&self) -> u64 {
+        self.end() - u64::from(self.ends_in_pieces())
+    }
+
+    /// Whether of its last segment there are only pieces.
+    #[must_use]
+    pub fn ends_in_pieces(&self) -> bool {
+        self.segments.last().is_some_and(|(_, stored)| stored.is_in_pieces())
+    }
+
     /// The segments from `number` on.
     #[must_use]
-    pub fn from(&self, number: u64) -> &[(SegmentName, u64)] {
+    pub fn from(&self, number: u64) -> &[(SegmentName, Stored)] {
         let skip = usize::try_from(number.saturating_sub(self.first)).unwrap_or(usize::MAX);
         self.segments.get(skip..).unwrap_or_default()
     }
@@ -47,6 +59,14 @@ impl Run {
     #[must_use]
     pub fn holds(&self, number: u64) -> bool {
         (self.first..self.end()).contains(&number)
+    }
+
+    /// Whether all that a backup itself needs is in it: of that a segment counts only when it is whole.
+    #[must_use]
+    pub fn is_enough_for(&self, backup: &BackupDocument, size: SegmentSize) -> bool {
+        let last = backup.last_segment.number(size);
+        self.holds(size.number_of(backup.start_lsn))
+            && last.is_ok_and(|last| last < self.whole_end() && self.holds(last))
     }
 }
 
@@ -64,11 +84,15 @@ pub async fn runs(system: &System, history: &TimelineHistory, first: u64) -> Res
         }
         let name = |number| SegmentName::from_number(timeline, number, size);
         let last = end.and_then(|end| name(end - 1));
-        for (segment, length) in system.segments(timeline, name(begin), last).await? {
+        for (segment, stored) in system.segments_and_pieces(timeline, name(begin), last).await? {
             let number = segment.number(size)?;
-            match runs.last_mut().filter(|run| run.end() == number) {
-                Some(run) => run.segments.push((segment, length)),
-                None => runs.push(Run { first: number, segments: vec![(segment, length)] }),
+            // Nothing goes on from a segment that is not whole.
+            match runs.last_mut().filter(|run| run.whole_end() == number) {
+                Some(run) => {
+                    run.segments.truncate(usize::try_from(number - run.first).unwrap_or(usize::MAX));
+                    run.segments.push((segment, stored));
+                }
+                None => runs.push(Run { first: number, segments: vec![(segment, stored)] }),
             }
         }
         begin = end.unwrap_or(begin);

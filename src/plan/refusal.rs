@@ -32,7 +32,7 @@ impl Planner<'_> {
     pub(super) fn broken(&self, backup: &BackupDocument, runs: &[Run]) -> Error {
         let size = self.system.document.segment_size;
         let first = size.number_of(backup.start_lsn);
-        let missing = runs.iter().find(|r| r.holds(first)).map_or(first, Run::end);
+        let missing = runs.iter().find(|r| r.holds(first)).map_or(first, Run::whole_end);
         let name = SegmentName::from_number(backup.timeline, missing, size).map_or_else(String::new, |n| n.to_string());
         Error::not_found(format!("backup {} cannot be used: segment {name}, which it needs, is missing", backup.id))
             .hint("bring the segment back from another copy, or use another backup: walden list")

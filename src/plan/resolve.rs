@@ -160,9 +160,7 @@ impl Planner<'_> {
 
     /// The run that holds everything the backup itself needs.
     pub(super) fn run_of<'r>(&self, runs: &'r [Run], backup: &BackupDocument) -> Option<&'r Run> {
-        let size = self.system.document.segment_size;
-        let (first, last) = (size.number_of(backup.start_lsn), backup.last_segment.number(size).ok()?);
-        runs.iter().find(|run| run.holds(first) && run.holds(last))
+        runs.iter().find(|run| run.is_enough_for(backup, self.system.document.segment_size))
     }
 
     /// Other timelines on which the target lies too, at another place than on `main`.
@@ -182,7 +180,7 @@ impl Planner<'_> {
                 continue;
             }
             let own = SegmentName::holding(other.timeline, fork, size);
-            let has_own = !self.system.segments(other.timeline, Some(own), None).await?.is_empty();
+            let has_own = !self.system.segments_and_pieces(other.timeline, Some(own), None).await?.is_empty();
             if !has_own {
                 continue;
             }

@@ -12,15 +12,15 @@ use crate::{
     interrupt::Interrupt,
     postgres::{Lsn, SegmentName},
     repository::{
-        System, join,
+        Stored, System, join,
         summaries::{Need, SegmentSummary, Summaries},
-        wal_object::{self, WalObject},
+        wal_object,
     },
     wal::{End, Ending, Reader, Record, Summary},
 };
 
-/// Segments on a path that follow each other, with the lengths of their objects.
-pub type Segments<'a> = &'a [(SegmentName, u64)];
+/// Segments on a path that follow each other, and how each is stored.
+pub type Segments<'a> = &'a [(SegmentName, Stored)];
 
 /// A record has at most this many bytes (`XLogRecordMaxSize` in `xlogrecord.h`).
 const LONGEST_RECORD: u64 = 1 << 30;
@@ -36,6 +36,8 @@ pub struct Scanned {
     pub fault: Option<SegmentSummary>,
     /// How many of the segments are proven.
     pub segments: usize,
+    /// Why the pieces of the last segment reach no further, though later ones are there.
+    pub short: Option<String>,
 }
 
 /// Shows `survey` the log of `segments` until it has seen enough or the log ends, which is told.
@@ -85,7 +87,7 @@ impl Scan<'_> {
         let mut summaries = self.system.summaries(self.segments.to_vec(), Need::Planning);
         // The last segment in which records start, and whether the survey was shown them.
         let mut last: Option<(usize, Summary, bool)> = None;
-        let mut fault = None;
+        let (mut fault, mut short) = (None, None);
         let mut coming = self.following(&mut summaries).await?;
         for index in 0.. {
             let Some(next) = coming else { break };
@@ -98,6 +100,7 @@ impl Scan<'_> {
                 fault = Some(next);
                 break;
             }
+            short = next.pieces.and_then(|pieces| pieces.why);
             // Where this one's last record goes on there, and that one is damaged, it must not be read.
             coming = self.following(&mut summaries).await?;
             let summary = next.summary;
@@ -131,14 +134,15 @@ impl Scan<'_> {
             }
             last => self.read(last.map_or(0, |(index, ..)| index), None, survey, Survey::see).await?,
         };
-        Ok((survey, Scanned { fault, ..ended }))
+        Ok((survey, Scanned { fault, short, ..ended }))
     }
 
     async fn prove(&mut self, needed: Lsn) -> Result<()> {
         let mut summaries = self.system.summaries(self.segments.to_vec(), Need::Planning);
         while let Some(next) = self.following(&mut summaries).await? {
             next.sound()?;
-            if is_end(&next.summary.ending) && next.summary.end < needed {
+            let ends = is_end(&next.summary.ending) || next.pieces.is_some();
+            if ends && next.summary.end < needed {
                 return Err(Error::damaged(format!("the log breaks at {} in segment {}", next.summary.end, next.name))
                     .hint(
                         "bring the segment back from another copy of the archive, or use a later backup: walden list",
@@ -160,7 +164,7 @@ impl Scan<'_> {
     }
 
     fn enough(proven: Lsn, segments: usize) -> Scanned {
-        Scanned { proven, end: None, fault: None, segments }
+        Scanned { proven, end: None, fault: None, segments, short: None }
     }
 
     /// Reads the records of one segment, and as far into the next ones as the last of them reaches: until `each` has
@@ -213,7 +217,7 @@ fn records<T>(
     for name in names {
         interrupt.check()?;
         let mut enough = None;
-        let read = open(system, name)?.read(|bytes| {
+        let read = content(system, name, |bytes| {
             for record in reader.read(bytes) {
                 let beyond = until.is_some_and(|until| record.start > until);
                 if beyond || each(&mut state, &record).is_break() || until == Some(record.start) {
@@ -234,12 +238,22 @@ fn records<T>(
     Ok((state, reader.proven(), Some(reader.end())))
 }
 
-fn open(system: &System, name: SegmentName) -> Result<WalObject> {
+/// Hands on the content of a segment, whole or in pieces, until `sink` has seen enough.
+fn content(system: &System, name: SegmentName, mut sink: impl FnMut(&[u8]) -> Result<ControlFlow<()>>) -> Result<()> {
+    let runtime = Handle::current();
     let key = system.folder.segment(name)?;
-    Handle::current().block_on(wal_object::open(&*system.store, &key)).map_err(|e| match e.kind() {
-        Kind::NotFound => {
-            Error::unavailable(format!("{name} was in the archive a moment ago, and is gone")).hint("try again")
+    match runtime.block_on(wal_object::open(&*system.store, &key)) {
+        Err(error) if error.kind() == Kind::NotFound => {}
+        object => return object?.read(sink).map(drop),
+    }
+    let Some(mut pieces) = runtime.block_on(system.open_pieces(name))? else {
+        let gone = Error::unavailable(format!("{name} was in the archive a moment ago, and is gone"));
+        return Err(gone.hint("try again"));
+    };
+    while let Some(pages) = runtime.block_on(pieces.next())? {
+        if sink(&pages)?.is_break() {
+            break;
         }
-        _ => e,
-    })
+    }
+    Ok(())
 }

@@ -127,7 +127,7 @@ impl Planner<'_> {
         let mut refusal: Option<Error> = None;
         let mut missed: Option<Missed> = None;
         for (index, run) in runs.iter().enumerate().rev() {
-            let gap = runs.get(index + 1).map(|next| Gap { first: run.end(), last: next.first - 1, after });
+            let gap = runs.get(index + 1).map(|next| Gap { first: run.whole_end(), last: next.first - 1, after });
             let usable: Vec<_> =
                 candidates.iter().copied().filter(|b| self.run_of(std::slice::from_ref(run), b).is_some()).collect();
             if usable.is_empty() {
@@ -378,7 +378,7 @@ fn after(seen: &Seen, scanned: &Scanned) -> Reach {
         (Some(at), ..) => Some(format!("at {at} the server was started with wal_level = minimal")),
         (None, Some(fault), _) => Some(fault.to_string()),
         (None, None, Some(End::Garbage { at, why })) => Some(format!("the WAL cannot be read at {at}: {why}")),
-        _ => None,
+        _ => scanned.short.clone(),
     };
     Reach { last: seen.last_commit.clone(), end: seen.minimal.unwrap_or(scanned.proven), why }
 }

@@ -83,7 +83,7 @@ pub struct Timeline {
     /// Why its history is not known. Nothing on it can be recovered then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lost_history: Option<String>,
-    /// How many segments of its own the archive has.
+    /// How many whole segments of its own the archive has.
     pub segments: u64,
     /// The bytes of their objects.
     pub stored: u64,
@@ -130,6 +130,9 @@ pub struct Row {
     pub last: SegmentName,
     /// How many.
     pub segments: u64,
+    /// Of the last one there are only pieces.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub in_pieces: bool,
     /// Where it begins, and a time found near there.
     pub from: Instant,
     /// The end of its last whole record, and the last time found before that.
@@ -169,6 +172,9 @@ pub struct Window {
     pub last_segment: SegmentName,
     /// How many.
     pub segments: u64,
+    /// How many bytes at its end come out of pieces: those of its last segment, where that is not whole.
+    #[serde(skip_serializing_if = "super::is_none_of_them")]
+    pub from_pieces: u64,
     /// Why it goes no further.
     pub end: WindowEnd,
 }
@@ -189,6 +195,13 @@ pub enum WindowEnd {
         /// The segment.
         segment: SegmentName,
         /// What is wrong with it.
+        what: String,
+    },
+    /// The pieces of a segment that is not whole reach no further, though later ones are there.
+    Pieces {
+        /// The segment.
+        segment: SegmentName,
+        /// What is wrong with them.
         what: String,
     },
     /// The server was started with `wal_level = minimal`.

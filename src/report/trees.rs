@@ -69,6 +69,7 @@ impl Timeline {
             first: name(number, first),
             last: name(number, last),
             segments: last - first + 1,
+            in_pieces: false,
             from: instant(lsn(first, 0), from),
             to: instant(lsn(last + 1, 0), to),
         });
@@ -140,6 +141,7 @@ impl Timeline {
             first_segment: name(1, first),
             last_segment: name(number, last),
             segments: last - first + 1,
+            from_pieces: 0,
             end,
         });
         self

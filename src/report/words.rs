@@ -39,7 +39,15 @@ pub fn recoverable(timeline: &Timeline, now: DateTime<Utc>) -> String {
         Some(to) if !timeline.live => format!("its last commit is {} old", ago(to, now)),
         _ => age(last, now),
     };
-    format!("recoverable {}; {age}", all.join(", and "))
+    let pieces = pieces(last).map_or_else(String::new, |pieces| format!(", {pieces}"));
+    format!("recoverable {}{pieces}; {age}", all.join(", and "))
+}
+
+/// `up to 0/3A01B28, the last 107304 bytes from pieces`, of a window that ends in a segment which is not whole.
+#[must_use]
+pub fn pieces(window: &Window) -> Option<String> {
+    let said = || format!("up to {}, the last {} bytes from pieces", window.to.lsn, window.from_pieces);
+    (window.from_pieces > 0).then(said)
 }
 
 /// How old the end of the last window is.
@@ -71,6 +79,7 @@ pub fn end(end: &WindowEnd) -> Option<String> {
         WindowEnd::Archive => return None,
         WindowEnd::Missing { segment } => format!("segment {segment} is missing"),
         WindowEnd::Damaged { segment, what } => format!("segment {segment} is damaged: {what}"),
+        WindowEnd::Pieces { what, .. } => what.clone(),
         WindowEnd::Minimal { at } => format!("at {at} the server was started with wal_level = minimal"),
         WindowEnd::Broken { at, what } => format!("the WAL cannot be read at {at}: {what}"),
     })

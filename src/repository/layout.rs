@@ -76,6 +76,12 @@ impl SystemFolder {
         Ok(format!("{}.pieces/", self.segment(name)?))
     }
 
+    /// A key behind which no piece of that segment lies, and whatever belongs to a later one.
+    pub fn behind_pieces(&self, name: SegmentName) -> Result<Key> {
+        // Offsets are written in hexadecimal digits.
+        Key::new(format!("{}G", self.pieces(name)?))
+    }
+
     /// The piece of a segment that holds its bytes from offset `from` up to offset `to`.
     pub fn piece(&self, name: SegmentName, from: u32, to: u32) -> Result<Key> {
         Key::new(format!("{}{from:08X}-{to:08X}", self.pieces(name)?))

@@ -3,7 +3,7 @@
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::{System, segment_of};
+use super::{System, layout::piece_of, segment_of};
 use crate::{
     error::Result,
     postgres::{SegmentName, TimelineId},
@@ -15,13 +15,50 @@ const PAGE: usize = 1000;
 /// Stretches that are listed at a time.
 const PARALLEL: usize = 32;
 
-/// Segments with the lengths of their objects.
-type Segments = Vec<(SegmentName, u64)>;
+/// How a segment is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// As one object, of so many bytes.
+    Whole(u64),
+    /// As pieces, because it is not complete: the bytes of their objects.
+    Pieces(u64),
+}
+
+impl Stored {
+    /// Bytes of its object, or of its pieces' objects.
+    #[must_use]
+    pub fn length(self) -> u64 {
+        match self {
+            Self::Whole(length) | Self::Pieces(length) => length,
+        }
+    }
+
+    /// Whether it is there as pieces alone.
+    #[must_use]
+    pub fn is_in_pieces(self) -> bool {
+        matches!(self, Self::Pieces(_))
+    }
+}
+
+/// Segments, and how each is stored.
+type Segments = Vec<(SegmentName, Stored)>;
 
 impl System {
-    /// The segments of a timeline in the archive with the lengths of their objects: from `first` (if given) to `last`
-    /// (if given), both included, in the order of their LSNs.
+    /// The segments of a timeline that are whole in the archive with the lengths of their objects: from `first` (if given)
+    /// to `last` (if given), both included, in the order of their LSNs.
     pub async fn segments(
+        &self,
+        timeline: TimelineId,
+        first: Option<SegmentName>,
+        last: Option<SegmentName>,
+    ) -> Result<Vec<(SegmentName, u64)>> {
+        let listed = self.segments_and_pieces(timeline, first, last).await?;
+        let whole = listed.into_iter().filter(|(_, stored)| !stored.is_in_pieces());
+        Ok(whole.map(|(name, stored)| (name, stored.length())).collect())
+    }
+
+    /// The same, and behind them the segment after the last one of the timeline, where there are pieces of it.
+    pub async fn segments_and_pieces(
         &self,
         timeline: TimelineId,
         first: Option<SegmentName>,
@@ -35,13 +72,26 @@ impl System {
         let (mut segments, more) = self.page(timeline, begin, None, last).await?;
         if let Some(after) = more {
             for stretch in self.side_by_side(timeline, after, last).await? {
-                segments.extend(stretch);
+                stretch.into_iter().for_each(|segment| add(&mut segments, segment));
             }
         }
         if let Some(first) = first {
             segments.retain(|(name, _)| *name >= first);
         }
+        self.keep_last_pieces(&mut segments);
         Ok(segments)
+    }
+
+    /// Pieces count of the segment after the last whole one alone.
+    fn keep_last_pieces(&self, segments: &mut Segments) {
+        let whole = segments.iter().rev().find(|(_, stored)| !stored.is_in_pieces()).map(|(name, _)| *name);
+        let next = whole.map(|name| name.next(self.document.segment_size).ok());
+        let mut taken = false;
+        segments.retain(|(name, stored)| {
+            let counts = !taken && next.is_none_or(|next| next == Some(*name));
+            taken |= stored.is_in_pieces() && counts;
+            !stored.is_in_pieces() || counts
+        });
     }
 
     /// The segments after a key, in stretches.
@@ -80,7 +130,7 @@ impl System {
         let mut from = Some(after);
         while from.is_some() {
             let (page, more) = self.page(timeline, from, until, last).await?;
-            segments.extend(page);
+            page.into_iter().for_each(|segment| add(&mut segments, segment));
             from = more;
         }
         Ok(segments)
@@ -94,15 +144,24 @@ impl System {
         until: Option<u32>,
         last: Option<SegmentName>,
     ) -> Result<(Segments, Option<Key>)> {
-        let mut page = self.store.list(&self.folder.timeline(timeline), after.as_ref(), PAGE).await?;
-        let end = if page.len() < PAGE { None } else { page.last().map(|l| l.key.clone()) };
-        let mut segments = Vec::with_capacity(page.len());
-        for Listed { key, length } in page.drain(..) {
-            let Some(name) = segment_of(&key) else { continue };
+        let page = self.store.list(&self.folder.timeline(timeline), after.as_ref(), PAGE).await?;
+        let mut end = if page.len() < PAGE { None } else { page.last().map(|l| l.key.clone()) };
+        let mut segments = Segments::with_capacity(page.len());
+        for Listed { key, length } in page {
+            let piece = piece_of(&key).map(|(name, ..)| (name, Stored::Pieces(length)));
+            let Some((name, stored)) = segment_of(&key).map(|name| (name, Stored::Whole(length))).or(piece) else {
+                continue;
+            };
             if last.is_some_and(|last| name > last) || until.is_some_and(|until| name.log >= until) {
                 return Ok((segments, None));
             }
-            segments.push((name, length));
+            add(&mut segments, (name, stored));
+        }
+        // Of a segment that is whole no piece matters, however many are left.
+        if let (Some(key), Some((name, Stored::Whole(_)))) = (&mut end, segments.last())
+            && piece_of(key).is_some_and(|(of, ..)| of == *name)
+        {
+            *key = self.folder.behind_pieces(*name)?;
         }
         Ok((segments, end))
     }
@@ -112,14 +171,15 @@ impl System {
         Key::new(format!("{}{log:08X}/0", self.folder.timeline(timeline)))
     }
 
-    /// The first segment of the same timeline after that one in the archive, if there is any.
+    /// The first segment of the same timeline after that one of which anything is in the archive, if there is any.
     pub async fn first_segment_after(&self, name: SegmentName) -> Result<Option<SegmentName>> {
         const PAGE: usize = 10;
         let prefix = self.folder.timeline(name.timeline);
-        let mut after = self.folder.segment(name)?;
+        let mut after = self.folder.behind_pieces(name)?;
         loop {
             let page = self.store.list(&prefix, Some(&after), PAGE).await?;
-            if let Some(later) = page.iter().find_map(|l| segment_of(&l.key)) {
+            let piece = |key| piece_of(key).map(|(of, ..)| of);
+            if let Some(later) = page.iter().find_map(|l| segment_of(&l.key).or_else(|| piece(&l.key))) {
                 return Ok(Some(later));
             }
             match page.last() {
@@ -127,5 +187,14 @@ impl System {
                 _ => return Ok(None),
             }
         }
+    }
+}
+
+/// Adds a segment behind those that were listed before it, unless it is a piece of the last of them.
+fn add(segments: &mut Segments, (name, stored): (SegmentName, Stored)) {
+    match (segments.last_mut().filter(|(last, _)| *last == name), stored) {
+        (Some((_, Stored::Pieces(sum))), Stored::Pieces(length)) => *sum += length,
+        (Some(_), _) => {}
+        (None, stored) => segments.push((name, stored)),
     }
 }

@@ -39,6 +39,7 @@ pub use extra::{ExtraObject, ExtraWriter, LeftOut, Member, MemberKind};
 pub use files::Files;
 pub use layer_maps::{LayerMaps, Overlaid, overlay};
 pub use layout::{REPOSITORY, SystemFolder, segment_of};
+pub use listing::Stored;
 pub use manifest::{Directory, File, FileStat, FileSystem, Hashed, Layer, LayerKind, LayerMap, Manifest, Origin, Part};
 pub use names::{BackupId, ClusterName, EndedRow, Incarnation, RepositoryName, RollUpName};
 pub use notes::{Measured, RestoreNote};

@@ -7,6 +7,7 @@
 //! the segment right after the last whole one: whoever stores them stores a segment whole before it tells anybody that a
 //! piece of the next one is safe.
 
+mod proven;
 mod run;
 
 use std::io::Write;
@@ -14,6 +15,7 @@ use std::io::Write;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use proven::{PieceEnd, PieceWal};
 pub use run::{PieceRun, RunEnd};
 
 use super::{System, documents::FORMAT, join, layout};

@@ -13,7 +13,7 @@ use std::{
 use chrono::{DurationRound, TimeDelta};
 use serde::{Deserialize, Serialize};
 
-use super::{documents::FORMAT, names::EndedRow};
+use super::{Stored, documents::FORMAT, names::EndedRow};
 use crate::{
     error::{Error, Result},
     postgres::{SegmentName, SegmentSize, TimelineId, Version},
@@ -208,10 +208,10 @@ impl RollUp {
     /// What it has for `path`: segments of its log that follow each other, with the lengths that were listed. `begins`:
     /// nothing is before them on the path. With `searching` what does not suffice for searches is not served.
     #[must_use]
-    pub fn serve(mut self, path: &[(SegmentName, u64)], begins: bool, searching: bool) -> Vec<Served> {
-        let place = |(name, length): &(SegmentName, u64)| {
+    pub fn serve(mut self, path: &[(SegmentName, Stored)], begins: bool, searching: bool) -> Vec<Served> {
+        let place = |(name, stored): &(SegmentName, Stored)| {
             let at = self.segments.binary_search_by_key(name, |entry| entry.name).ok()?;
-            (self.segments[at].length == *length).then_some(at)
+            (Stored::Whole(self.segments[at].length) == *stored).then_some(at)
         };
         let places: Vec<Option<usize>> = path.iter().map(place).collect();
         let usable = |on_path: usize| {

@@ -8,7 +8,7 @@ use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use tokio::task::JoinHandle;
 
 use self::source::Source;
-use super::{System, join, rollup::Served};
+use super::{Stored, System, join, pieces::PieceEnd, rollup::Served};
 use crate::{
     error::{Error, Kind, Result},
     postgres::{Lsn, SegmentName},
@@ -38,10 +38,12 @@ pub enum Need {
 pub struct SegmentSummary {
     /// Its name.
     pub name: SegmentName,
-    /// The length of its object in bytes, as it was listed.
-    pub length: u64,
+    /// How it is stored, as it was listed.
+    pub stored: Stored,
     /// What it holds. It is joined with the next one of the path, and the lists that were needed are whole.
     pub summary: Summary,
+    /// How far its pieces reach; none of a segment that is whole.
+    pub pieces: Option<PieceEnd>,
     /// What keeps a recovery from going on into this segment from the one before it; none where it can.
     pub fault: Option<Fault>,
 }
@@ -100,24 +102,24 @@ impl std::fmt::Debug for Summaries {
 impl System {
     /// The summaries of `segments`, which follow each other on one path and have the lengths that were listed. Proves
     /// each object's length, and that each segment's records go on from those of the one before it; where that is not
-    /// so, the segment has a [`Fault`].
+    /// so, the segment has a [`Fault`]. One in pieces, which only the last can be, is left out where no record ends in it.
     ///
     /// They come from roll-ups where many segments of a log are wanted, else from the heads, else from the records.
     #[must_use]
-    pub fn summaries(&self, segments: Vec<(SegmentName, u64)>, need: Need) -> Summaries {
+    pub fn summaries(&self, segments: Vec<(SegmentName, Stored)>, need: Need) -> Summaries {
         let source = Arc::new(Source::new(self.clone(), need, &segments));
         let coming = Box::pin(coming(source.clone(), Arc::new(segments)));
         Summaries { source, coming, held: VecDeque::new() }
     }
 
     /// The summary of one segment by itself: the record at its end counts only if it ends there.
-    pub async fn summary(&self, name: SegmentName, length: u64, need: Need) -> Result<SegmentSummary> {
-        let one = self.summaries(vec![(name, length)], need).next().await?;
+    pub async fn summary(&self, name: SegmentName, stored: Stored, need: Need) -> Result<SegmentSummary> {
+        let one = self.summaries(vec![(name, stored)], need).next().await?;
         one.ok_or_else(|| Error::internal("a segment without a summary"))
     }
 
     /// The last commit in `path`, segments that follow each other: it is looked for from the end on.
-    pub async fn last_commit(&self, path: &[(SegmentName, u64)]) -> Result<Option<Ended>> {
+    pub async fn last_commit(&self, path: &[(SegmentName, Stored)]) -> Result<Option<Ended>> {
         let (mut end, mut count) = (path.len(), 1);
         while end > 0 {
             let begin = end.saturating_sub(count);
@@ -202,9 +204,9 @@ impl Summaries {
     /// of that one.
     async fn read_again(&mut self, first: &SegmentSummary, joined: usize) -> Result<Summary> {
         let source = &self.source;
-        let mut whole = source.records(first.name, first.length).await?;
+        let mut whole = records(source, first).await?;
         for next in self.held.iter().take(joined) {
-            let mut next = source.records(next.name, next.length).await?;
+            let mut next = records(source, next).await?;
             whole.join(&mut next, source.system.document.postgres);
         }
         source.lighten(&mut whole);
@@ -212,10 +214,17 @@ impl Summaries {
     }
 }
 
+async fn records(source: &Source, segment: &SegmentSummary) -> Result<Summary> {
+    match segment.stored {
+        Stored::Whole(length) => source.records(segment.name, length).await,
+        Stored::Pieces(_) => Ok(source.pieces(segment.name).await?.map(|(summary, _)| summary).unwrap_or_default()),
+    }
+}
+
 /// The summaries as they were stored, in order.
 fn coming(
     source: Arc<Source>,
-    segments: Arc<Vec<(SegmentName, u64)>>,
+    segments: Arc<Vec<(SegmentName, Stored)>>,
 ) -> impl Stream<Item = Result<Box<SegmentSummary>>> + Send {
     let logs = logs(&segments);
     let (fetching, reading, path) = (source.clone(), source.clone(), segments.clone());
@@ -246,7 +255,8 @@ fn coming(
                 if piece.iter().all(|(_, served)| matches!(served, Served::Summary(_))) {
                     return Ok(piece.into_iter().filter_map(ready).collect::<Vec<_>>());
                 }
-                stream::iter(piece).map(|one| resolve(&source, one)).buffered(PIECE).try_collect().await
+                let resolved = stream::iter(piece).map(|one| resolve(&source, one)).buffered(PIECE);
+                resolved.try_filter_map(async |one| Ok(one)).try_collect().await
             }
         })
         .buffered(PIECES)
@@ -254,7 +264,7 @@ fn coming(
         .try_flatten()
 }
 
-type Listed = ((SegmentName, u64), Served);
+type Listed = ((SegmentName, Stored), Served);
 
 /// Cuts what is known of a log into pieces.
 fn pieces(mut served: Vec<Listed>) -> Vec<Vec<Listed>> {
@@ -268,26 +278,32 @@ fn pieces(mut served: Vec<Listed>) -> Vec<Vec<Listed>> {
 }
 
 /// What needs no request.
-fn ready(((name, length), served): Listed) -> Option<Box<SegmentSummary>> {
+fn ready(((name, stored), served): Listed) -> Option<Box<SegmentSummary>> {
     let Served::Summary(summary) = served else { return None };
-    Some(Box::new(SegmentSummary { name, length, summary: *summary, fault: None }))
+    Some(Box::new(SegmentSummary { name, stored, summary: *summary, pieces: None, fault: None }))
 }
 
-async fn resolve(source: &Arc<Source>, ((name, length), served): Listed) -> Result<Box<SegmentSummary>> {
+/// What has to be asked for; none of pieces in which no record ends.
+async fn resolve(source: &Arc<Source>, ((name, stored), served): Listed) -> Result<Option<Box<SegmentSummary>>> {
     let source = source.clone();
-    let known = match served {
-        Served::Summary(summary) => Ok(summary),
-        other => spawned(async move { source.one(name, length, other).await }).await?,
+    let (known, pieces) = match (served, stored) {
+        (Served::Summary(summary), _) => (Ok(summary), None),
+        (other, Stored::Whole(length)) => (spawned(async move { source.one(name, length, other).await }).await?, None),
+        (_, Stored::Pieces(_)) => match spawned(async move { source.in_pieces(name).await }).await? {
+            None => return Ok(None),
+            Some(Ok((summary, end))) => (Ok(summary), Some(end)),
+            Some(Err(fault)) => (Err(fault), None),
+        },
     };
     let (summary, fault) = match known {
         Ok(summary) => (*summary, None),
         Err(fault) => (Summary::default(), Some(fault)),
     };
-    Ok(Box::new(SegmentSummary { name, length, summary, fault }))
+    Ok(Some(Box::new(SegmentSummary { name, stored, summary, pieces, fault })))
 }
 
 /// Cuts a path into its logs.
-fn logs(path: &[(SegmentName, u64)]) -> Vec<Range<usize>> {
+fn logs(path: &[(SegmentName, Stored)]) -> Vec<Range<usize>> {
     let mut at = 0;
     path.chunk_by(|(a, _), (b, _)| (a.timeline, a.log) == (b.timeline, b.log))
         .map(|log| {

@@ -74,8 +74,8 @@ impl Settle {
             Some(there) => there,
             None => Small { content: Vec::new(), attributes: label.attributes },
         };
-        let configured = configured(job, &auto_conf).await?.at_least(configured_outside(restore).await?);
-        let settings = settings(restore, configured);
+        let configured = configured(job, &auto_conf).await?.and(configured_outside(restore).await?);
+        let settings = settings(restore, &configured);
         let before = String::from_utf8(auto_conf.content)
             .map_err(|e| Error::failed(format!("{AUTO_CONF} is not UTF-8")).source(e))?;
         let content = settings.apply(&before, backup.postgres)?.into_bytes();
@@ -174,7 +174,7 @@ fn mapped(map: Small, restore: &Restore) -> Result<Small> {
     Ok(Small { content: entries.to_bytes(), ..map })
 }
 
-fn settings(restore: &Restore, configured: RequiredSettings) -> RecoverySettings {
+fn settings(restore: &Restore, configured: &Configured) -> RecoverySettings {
     let (plan, request) = (&restore.plan, &restore.request);
     let target = match plan.stop {
         _ if request.standby => RecoveryTarget::None,
@@ -183,14 +183,19 @@ fn settings(restore: &Restore, configured: RequiredSettings) -> RecoverySettings
     };
     let archiving =
         if request.clone { Archiving::Off } else { Archiving::HeldBack { command: hold_back(&request.pgdata) } };
+    let mut further = request.settings.clone();
+    // A segment that is made of pieces must not be archived as if it were whole.
+    if plan.from_pieces > 0 && configured.archives_always && !request.clone {
+        further.insert(0, ("archive_mode".into(), "on".into()));
+    }
     RecoverySettings {
         restore_command: request.restore_command.clone(),
         target,
         timeline: (!request.standby).then_some(plan.timeline),
         action: request.then.into(),
-        required: Some(plan.required.at_least(configured)),
+        required: Some(plan.required.at_least(configured.required)),
         archiving,
-        further: request.settings.clone(),
+        further,
     }
 }
 
@@ -203,9 +208,24 @@ fn hold_back(pgdata: &Path) -> String {
     format!("echo '{}' >&2; exit 1", why.replace('\'', r"'\''").replace('%', "%%"))
 }
 
-/// The highest value of each setting in the configuration files of the backup: what a person raised for the next
-/// start must not be lowered.
-async fn configured(job: &Arc<Job>, auto_conf: &Small) -> Result<RequiredSettings> {
+/// What configuration files of the backup say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Configured {
+    /// The highest value of each setting: what a person raised for the next start must not be lowered.
+    required: RequiredSettings,
+    /// Whether one of them says `archive_mode = always`.
+    archives_always: bool,
+}
+
+impl Configured {
+    fn and(self, other: Self) -> Self {
+        let archives_always = self.archives_always || other.archives_always;
+        Self { required: self.required.at_least(other.required), archives_always }
+    }
+}
+
+/// What the configuration files in the data directory say.
+async fn configured(job: &Arc<Job>, auto_conf: &Small) -> Result<Configured> {
     let is_configuration = |f: &repository::File| {
         f.path.extension().is_some_and(|e| e == "conf") && f.size <= LIMIT && f.path != Path::new(AUTO_CONF)
     };
@@ -213,35 +233,37 @@ async fn configured(job: &Arc<Job>, auto_conf: &Small) -> Result<RequiredSetting
     for (index, file) in job.manifest.files.iter().enumerate() {
         if is_configuration(&file) {
             let content = job.content(index).await?;
-            highest = highest.at_least(self::highest(&String::from_utf8_lossy(&content)));
+            highest = highest.and(self::highest(&String::from_utf8_lossy(&content)));
         }
     }
     Ok(highest)
 }
 
 /// The same in the files from outside the data directory.
-async fn configured_outside(restore: &Restore) -> Result<RequiredSettings> {
+async fn configured_outside(restore: &Restore) -> Result<Configured> {
     let backup = &restore.plan.backup;
-    let (Some(object), true) = (&backup.extra, restore.extra.is_some()) else { return Ok(RequiredSettings::default()) };
-    let look = |found: &mut RequiredSettings, member: Member, content: &mut dyn Read| {
+    let (Some(object), true) = (&backup.extra, restore.extra.is_some()) else { return Ok(Configured::default()) };
+    let look = |found: &mut Configured, member: Member, content: &mut dyn Read| {
         let is_configuration = member.path.extension().is_some_and(|e| e == "conf");
         if is_configuration && matches!(member.kind, MemberKind::File(size) if size <= LIMIT) {
             let mut text = Vec::new();
             content.read_to_end(&mut text).map_err(|e| Error::damaged("the archive cannot be read").source(e))?;
-            *found = found.at_least(highest(&String::from_utf8_lossy(&text)));
+            *found = found.and(highest(&String::from_utf8_lossy(&text)));
         }
         Ok(())
     };
-    restore.system.extra(backup.id, object, RequiredSettings::default(), look).await
+    restore.system.extra(backup.id, object, Configured::default(), look).await
 }
 
-fn highest(text: &str) -> RequiredSettings {
+fn highest(text: &str) -> Configured {
+    let mut archives_always = false;
     let mut found = RequiredSettings::default();
     for line in text.lines() {
         let line = line.split('#').next().unwrap_or_default().trim();
         let end = line.find(|c: char| c == '=' || c.is_whitespace()).unwrap_or(line.len());
         let (name, value) = line.split_at(end);
         let value = value.trim_start_matches(|c: char| c == '=' || c.is_whitespace()).trim_matches('\'');
+        archives_always |= name.eq_ignore_ascii_case("archive_mode") && value.trim().eq_ignore_ascii_case("always");
         let Ok(value) = value.trim().parse::<u32>() else { continue };
         let slot = match name.to_ascii_lowercase().as_str() {
             "max_connections" => &mut found.max_connections,
@@ -253,7 +275,7 @@ fn highest(text: &str) -> RequiredSettings {
         };
         *slot = value.max(*slot);
     }
-    found
+    Configured { required: found, archives_always }
 }
 
 #[cfg(test)]
@@ -262,10 +284,11 @@ mod tests {
 
     #[test]
     fn a_value_that_a_person_raised_is_found() {
-        let found = highest(
-            "max_connections = 100\t# (change requires restart)\nMax_Connections '300'\nmax_wal_senders=7\n#max_worker_processes = 90\nmax_locks_per_transaction = many\n",
+        let Configured { required: found, archives_always } = highest(
+            "archive_mode = 'Always'\nmax_connections = 100\t# (change requires restart)\nMax_Connections '300'\nmax_wal_senders=7\n#max_worker_processes = 90\nmax_locks_per_transaction = many\n",
         );
         assert_eq!((found.max_connections, found.max_wal_senders, found.max_worker_processes), (300, 7, 0));
+        assert!(archives_always && !highest("archive_mode = on\n").archives_always);
     }
 
     #[test]

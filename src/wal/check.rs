@@ -134,6 +134,12 @@ impl SegmentCheck {
         }
     }
 
+    /// What the pages that were judged so far say; none before the first bytes.
+    #[must_use]
+    pub fn so_far(&self) -> Option<SegmentFacts> {
+        self.header.map(|header| self.facts(&header, self.end))
+    }
+
     /// The verdict, when all bytes were fed.
     pub fn finish(self) -> Result<SegmentFacts> {
         let fed = self.judged + self.gathered.len() as u64;
@@ -147,14 +153,18 @@ impl SegmentCheck {
         if self.partial && end == SegmentEnd::Full && fed < header.size.bytes() {
             end = SegmentEnd::Partial { next: header.start + self.judged };
         }
-        Ok(SegmentFacts {
+        Ok(self.facts(&header, end))
+    }
+
+    fn facts(&self, header: &SegmentHeader, end: SegmentEnd) -> SegmentFacts {
+        SegmentFacts {
             version: header.version,
             system: header.system,
             start: header.start,
             size: header.size,
-            timelines: self.timelines,
+            timelines: self.timelines.clone(),
             end,
-        })
+        }
     }
 
     fn read_header(&self, bytes: &[u8]) -> Result<SegmentHeader> {

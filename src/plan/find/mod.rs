@@ -141,7 +141,7 @@ impl Finder<'_> {
                 history.timeline
             )));
         };
-        let (from, to) = (Lsn(start.first * size.bytes()), Lsn(end.end() * size.bytes()));
+        let (from, to) = (Lsn(start.first * size.bytes()), Lsn(end.whole_end() * size.bytes()));
         let (lower, upper) = (self.request.from, self.request.to);
         let stretch = Stretch {
             system: self.system,
@@ -162,8 +162,9 @@ impl Finder<'_> {
         };
         let usual = FindKind::usual();
         let kinds = if self.request.kinds.is_empty() { &usual } else { &self.request.kinds };
-        let Searched { mut findings, forgotten, mut unknown, .. } =
+        let Searched { mut findings, forgotten, mut unknown, pieces, .. } =
             search::search(stretch, &self.terms(kinds), self.watch).await?;
+        let to = pieces.unwrap_or(to);
         findings.retain(|f| {
             let early = |edge| matches!((edge, f.time), (Some(Edge::Time(edge)), Some(time)) if time < edge);
             let late = |edge| matches!((edge, f.time), (Some(Edge::Time(edge)), Some(time)) if time > edge);
@@ -221,9 +222,7 @@ impl Finder<'_> {
     }
 
     fn leads(&self, backup: &BackupDocument, run: &Run) -> bool {
-        let size = self.system.document.segment_size;
-        let last = backup.last_segment.number(size);
-        run.holds(size.number_of(backup.start_lsn)) && last.is_ok_and(|last| run.holds(last))
+        run.is_enough_for(backup, self.system.document.segment_size)
     }
 
     /// The histories of all timelines, the newest first.
@@ -250,7 +249,7 @@ impl Finder<'_> {
         for other in all.iter().filter(|h| h.timeline != history.timeline) {
             let fork = resolve::fork(history, other);
             let own = SegmentName::holding(other.timeline, fork, size);
-            if !self.system.segments(other.timeline, Some(own), None).await?.is_empty() {
+            if !self.system.segments_and_pieces(other.timeline, Some(own), None).await?.is_empty() {
                 forks.push((other.timeline, fork));
             }
         }
@@ -273,7 +272,7 @@ impl Finder<'_> {
             .collect();
         for pair in runs.windows(2) {
             if let [before, after] = pair {
-                let (end, begin) = (Lsn(before.end() * size.bytes()), Lsn(after.first * size.bytes()));
+                let (end, begin) = (Lsn(before.whole_end() * size.bytes()), Lsn(after.first * size.bytes()));
                 remarks.push(format!("the archive has a gap from {end} to {begin}: what happened in it is not known"));
             }
         }

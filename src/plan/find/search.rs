@@ -69,11 +69,13 @@ pub(in crate::plan) struct Searched {
     pub tables: Vec<NamedRelation>,
     /// The databases that are known.
     pub databases: Vec<String>,
+    /// How far the last segment reaches, where there are only pieces of it.
+    pub pieces: Option<Lsn>,
 }
 
 /// Searches.
 pub(in crate::plan) async fn search(stretch: Stretch<'_>, terms: &Terms<'_>, watch: &Watch) -> Result<Searched> {
-    let (mut gathered, parts, mut unknown) = gather(stretch, terms, watch).await?;
+    let Gathered { mut gathered, parts, mut unknown, pieces } = gather(stretch, terms, watch).await?;
     if let Some(xid) = terms.xid {
         let known = gathered.happenings.iter().any(|h| matches!(&h.what, What::Transaction(work) if work.asked));
         if !known {
@@ -105,7 +107,7 @@ pub(in crate::plan) async fn search(stretch: Stretch<'_>, terms: &Terms<'_>, wat
     let tables = terms.like.map_or_else(Vec::new, |like| names.tables_like(like));
     let databases = names.databases();
     let (forgotten, last_time) = (gathered.forgotten, gathered.time);
-    Ok(Searched { findings, forgotten, unknown, last_time, tables, databases })
+    Ok(Searched { findings, forgotten, unknown, last_time, tables, databases, pieces })
 }
 
 impl Terms<'_> {
@@ -139,11 +141,18 @@ fn most(findings: &mut Vec<Finding>, top: usize, all: bool) {
     });
 }
 
-async fn gather(
-    stretch: Stretch<'_>,
-    terms: &Terms<'_>,
-    watch: &Watch,
-) -> Result<(Gatherer, Vec<Vec<Ends>>, Vec<String>)> {
+/// What the summaries tell.
+struct Gathered {
+    gathered: Gatherer,
+    /// Of each unbroken row of segments.
+    parts: Vec<Vec<Ends>>,
+    /// What is not known, in words.
+    unknown: Vec<String>,
+    /// How far the last segment reaches, where there are only pieces of it.
+    pieces: Option<Lsn>,
+}
+
+async fn gather(stretch: Stretch<'_>, terms: &Terms<'_>, watch: &Watch) -> Result<Gathered> {
     let size = stretch.system.document.segment_size;
     let wants = |kind| terms.kinds.contains(&kind);
     let wanted = Wanted {
@@ -153,7 +162,7 @@ async fn gather(
         marks_invalid: marks_invalid(stretch.backups),
     };
     let mut gatherer = Gatherer::new(wanted);
-    let (mut searched, mut unknown) = (Vec::new(), Vec::new());
+    let (mut searched, mut unknown, mut pieces) = (Vec::new(), Vec::new(), None);
     let parts: Vec<Vec<_>> = stretch
         .runs
         .iter()
@@ -172,8 +181,9 @@ async fn gather(
             watch.interrupt.check()?;
             let broken = match &segment.summary.ending {
                 Ending::Broken { at, why } => Some(format!("{} cannot be read at {at}: {why}", segment.name)),
-                _ => None,
+                _ => segment.pieces.as_ref().and_then(|pieces| pieces.why.clone()),
             };
+            pieces = segment.pieces.as_ref().map(|pieces| pieces.end);
             if let Some(why) = segment.sound().err().map(|e| e.to_string()).or(broken) {
                 unknown.push(format!("what happened there is not known: {why}"));
             }
@@ -191,7 +201,7 @@ async fn gather(
     }
     watch.progress.finish();
     gatherer.finish();
-    Ok((gatherer, searched, unknown))
+    Ok(Gathered { gathered: gatherer, parts: searched, unknown, pieces })
 }
 
 /// Whether the server marks a database before it drops it: by the minor releases at the backups. Unknown where it was

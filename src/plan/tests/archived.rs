@@ -16,7 +16,7 @@ use crate::{
     },
     postgres::{Lsn, SegmentName, SegmentSize, TimelineId, Version, WalFile},
     progress::Unwatched,
-    repository::{self, Incarnation, System, SystemDocument, wal_object::WalHead},
+    repository::{self, Incarnation, Stored, System, SystemDocument, wal_object::WalHead},
     seal::{self, FrameWriter},
     store::{Store, dir::DirStore},
     wal::{
@@ -112,7 +112,7 @@ fn read(wal: &[u8]) -> Vec<Record> {
 }
 
 /// Archives segments in a folder, every third one as an older Walden did, and gives their names and lengths.
-async fn archive(folder: &Path, wal: &[u8]) -> (System, Vec<(SegmentName, u64)>) {
+async fn archive(folder: &Path, wal: &[u8]) -> (System, Vec<(SegmentName, Stored)>) {
     let random = Arc::new(Random::seeded(1));
     let store: Arc<dyn Store> = Arc::new(DirStore::create(folder.to_path_buf(), random).unwrap());
     let document = SystemDocument {
@@ -129,7 +129,7 @@ async fn archive(folder: &Path, wal: &[u8]) -> (System, Vec<(SegmentName, u64)>)
     for (number, bytes) in (1..).zip(wal.chunks(SEGMENT)) {
         let name = SegmentName::from_number(TimelineId::FIRST, number, system.document.segment_size).unwrap();
         let object = object(name, bytes, number % 3 != 0);
-        names.push((name, object.len() as u64));
+        names.push((name, Stored::Whole(object.len() as u64)));
         store.put(&system.folder.segment(name).unwrap(), object.into()).await.unwrap();
     }
     (system, names)
@@ -194,6 +194,70 @@ proptest! {
         let begin = records[begin].start;
         let survey = || Survey::new(rule.clone(), begin, records.iter().map(|r| r.start).collect());
         let (seen, expected) = both(&wal, &records, survey, begin);
+        prop_assert_eq!(seen, expected);
+    }
+}
+
+/// Puts what is there of the last segment up to `cut` into pieces instead: those of one receiver that cuts at every
+/// `each` bytes, and a few of another.
+async fn in_pieces(system: &System, names: &mut [(SegmentName, Stored)], wal: &[u8], cut: usize, each: usize) {
+    let (name, stored) = names.last_mut().unwrap();
+    system.store.delete(&system.folder.segment(*name).unwrap()).await.unwrap();
+    *stored = Stored::Pieces(1);
+    let segment = &wal[wal.len() - SEGMENT..][..cut];
+    let ranges = (0..cut).step_by(each).map(|from| (from, cut.min(from + each)));
+    let others = (each / 2..cut).step_by(7 * each).map(|from| (from, cut.min(from + each)));
+    for (from, to) in ranges.chain(others) {
+        let bytes = segment[from..to].to_vec().into();
+        system.put_piece(*name, from as u64, bytes, 1).await.unwrap();
+    }
+}
+
+/// The records that are whole in the log up to `cut` bytes of its last segment. The one of a switch ends where the segment
+/// does, and is whole before that.
+fn read_to(wal: &[u8], cut: usize) -> Vec<Record> {
+    let end = Lsn((wal.len() + cut) as u64);
+    let mut records = read(wal);
+    records.retain(|r| if r.fact == Fact::Switch { r.start + 64 <= end } else { r.end <= end });
+    records
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    #[test]
+    fn a_scan_of_pieces_tells_what_their_records_tell(
+        (wal, records, cut, each, rule, begin) in (segments(), 1..=SEGMENT, 5_000..300_000_usize)
+            .prop_filter("it is not plain what is whole, or nothing is", |(wal, cut, _)| {
+                let end = Lsn((wal.len() + cut) as u64);
+                let switch = |r: &Record| r.fact == Fact::Switch && r.start < end && r.start + 64 > end;
+                // Up to seven bytes behind a record are no part of it.
+                let torn = |r: &Record| switch(r) || r.end > end && r.end < end + 8;
+                !read(wal).iter().any(torn) && !read_to(wal, *cut).is_empty()
+            })
+            .prop_flat_map(|(wal, cut, each)| {
+                let records = read_to(&wal, cut);
+                let (rule, count) = (rule(&records), records.len());
+                (Just(wal), Just(records), Just(cut), Just(each), rule, 0..count)
+            })
+    ) {
+        let begin = records[begin].start;
+        let survey = || Survey::new(rule.clone(), begin, records.iter().map(|r| r.start).collect());
+        let mut whole = survey();
+        let _ = show(&mut whole, &records.iter().collect::<Vec<_>>());
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let (seen, scanned) = runtime.block_on(async {
+            let (system, mut names) = archive(&folder.path().join("repository"), &wal).await;
+            in_pieces(&system, &mut names, &wal, cut, each).await;
+            let skip = (begin.0 as usize - SEGMENT) / SEGMENT;
+            scan(&system, &names[skip..], survey(), &watch()).await.unwrap()
+        });
+        let (mut seen, mut expected) = (seen.finish(), whole.finish());
+        prop_assert_eq!((scanned.short, scanned.fault), (None, None));
+        if expected.stop.is_some() && seen.stop.is_some() {
+            (expected.last_record, seen.last_record) = (None, None);
+        }
         prop_assert_eq!(seen, expected);
     }
 }

@@ -12,7 +12,8 @@ use crate::{
     postgres::{Lsn, SegmentName},
     progress::Progress,
     repository::{
-        System, join,
+        Stored, System, join,
+        pieces::PieceEnd,
         summaries::{Fault, Need, SegmentSummary},
         wal_object,
     },
@@ -76,6 +77,8 @@ impl Seen {
         }
         if let Ending::Broken { at, why } = &summary.ending {
             self.stop(*at, WindowEnd::Broken { at: *at, what: why.clone() });
+        } else if let Some(PieceEnd { end, why: Some(why) }) = &found.pieces {
+            self.stop(*end, WindowEnd::Pieces { segment: found.name, what: why.clone() });
         }
     }
 
@@ -84,7 +87,7 @@ impl Seen {
             // Its last record may go on in the segment that is damaged.
             WindowEnd::Damaged { .. } => self.end.unwrap_or(at).min(at),
             WindowEnd::Broken { at, .. } | WindowEnd::Minimal { at } => *at,
-            WindowEnd::Archive | WindowEnd::Missing { .. } => at,
+            WindowEnd::Archive | WindowEnd::Missing { .. } | WindowEnd::Pieces { .. } => at,
         };
         self.breaks.push(Break { at, proven, end, last_commit: self.last_commit.clone() });
     }
@@ -106,7 +109,7 @@ fn is_lost(error: &Error) -> bool {
 /// Walks the summaries of segments that follow each other. Damaged objects are breaks, not errors.
 pub(super) async fn walk(
     system: &System,
-    segments: &[(SegmentName, u64)],
+    segments: &[(SegmentName, Stored)],
     progress: &dyn Progress,
     interrupt: &Interrupt,
 ) -> Result<Seen> {
@@ -124,7 +127,7 @@ pub(super) async fn walk(
 /// What the end of a row of segments tells: its last two, so that a record over both counts.
 pub(super) async fn ends(
     system: &System,
-    segments: &[(SegmentName, u64)],
+    segments: &[(SegmentName, Stored)],
     progress: &dyn Progress,
     interrupt: &Interrupt,
 ) -> Result<Seen> {

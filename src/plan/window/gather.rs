@@ -21,7 +21,7 @@ use crate::{
     },
     postgres::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId},
     progress::Unwatched,
-    repository::{BackupDocument, System},
+    repository::{BackupDocument, Stored, System},
     wal::Ended,
 };
 
@@ -46,7 +46,7 @@ pub async fn timelines(system: &System, depth: Depth, watch: &Watch) -> Result<T
     let mut listing = Listing::default();
     let mut histories = BTreeMap::new();
     for &id in &ids {
-        listing.add(id, system.segments(id, None, None).await?, system.document.segment_size);
+        listing.add(id, system.segments_and_pieces(id, None, None).await?, system.document.segment_size);
         let history = match system.history(id).await {
             Err(error) if error.kind() == Kind::NotFound => Err(format!("{}.history is missing", id.hex())),
             Err(error) if error.kind() == Kind::Damaged => Err(error.to_string()),
@@ -90,7 +90,10 @@ impl Gather<'_> {
                 // With the one before it on the path: whether it goes on from there is looked at, too.
                 let run =
                     runs.iter().find(|r| r.holds(row.start)).map(|r| r.within(row.start.saturating_sub(1), row.end));
-                let run = run.unwrap_or_else(|| Run { pieces: vec![(timeline, row.clone())] });
+                let run = run.unwrap_or_else(|| Run {
+                    parts: vec![(timeline, row.clone())],
+                    in_pieces: self.listing.is_in_pieces(timeline, row.end - 1),
+                });
                 rows.push(self.listing.segments(&run));
             }
         }
@@ -98,7 +101,7 @@ impl Gather<'_> {
         let progress = if self.depth == Depth::Records { self.watch.progress.clone() } else { Arc::new(Unwatched) };
         progress.start("reading what the WAL holds", Some(bytes));
         let (system, depth, interrupt) = (self.system, self.depth, &self.watch.interrupt);
-        let look = |segments: Vec<(SegmentName, u64)>| {
+        let look = |segments: Vec<(SegmentName, Stored)>| {
             let progress = progress.clone();
             async move {
                 let seen = match depth {
@@ -170,6 +173,7 @@ impl Gather<'_> {
                 first,
                 last,
                 segments: row.end - row.start,
+                in_pieces: self.listing.is_in_pieces(timeline, row.end - 1),
                 from: Instant { lsn: first.start(self.size)?, time: seen.first_time },
                 to: Instant { lsn: seen.end.unwrap_or(last.start(self.size)?), time: seen.last_time },
             });
@@ -209,7 +213,7 @@ impl Gather<'_> {
             .and_then(|entry| Some((entry.switch, known.get(&entry.timeline)?)))
             .map(|(switch, known)| known.iter().filter(|b| b.at < switch).cloned().collect())
             .unwrap_or_default();
-        for (timeline, numbers) in runs.iter().flat_map(|run| &run.pieces).filter(|(t, _)| *t == history.timeline) {
+        for (timeline, numbers) in runs.iter().flat_map(|run| &run.parts).filter(|(t, _)| *t == history.timeline) {
             let last = SegmentName::from_number(*timeline, numbers.end - 1, self.size);
             breaks.extend(last.and_then(|last| self.seen.get(&last)).into_iter().flat_map(|seen| seen.breaks.clone()));
         }
@@ -241,7 +245,7 @@ impl Gather<'_> {
                     candidates.iter().filter(|b| b.start_lsn >= stretch.from && b.stop_lsn <= stretch.to).collect();
                 usable.sort_by_key(|b| b.start_lsn);
                 if !usable.is_empty() {
-                    let next = runs.get(index + 1).and_then(|_| segment_on(history, run.end(), self.size));
+                    let next = runs.get(index + 1).and_then(|_| segment_on(history, run.whole_end(), self.size));
                     windows.extend(self.window(run, &stretch, &usable, &seen, next).await?);
                 }
             }
@@ -252,7 +256,8 @@ impl Gather<'_> {
     /// Whether a run has everything that the backup itself needs.
     fn is_whole(&self, run: &Run, backup: &BackupDocument) -> bool {
         let last = backup.last_segment.number(self.size);
-        run.holds(self.size.number_of(backup.start_lsn)) && last.is_ok_and(|last| run.holds(last))
+        let holds = |number| run.holds(number) && number < run.whole_end();
+        holds(self.size.number_of(backup.start_lsn)) && last.is_ok_and(holds)
     }
 
     /// What was seen of the end of a run; where a path leaves a row before its end, that is looked at now.
@@ -300,8 +305,8 @@ impl Gather<'_> {
         };
         let commit = commit.filter(|commit| commit.lsn >= oldest.stop_lsn);
         let segments = run.within(self.size.number_of(oldest.start_lsn), last + 1);
-        let first = segments.pieces.first().and_then(|(t, n)| SegmentName::from_number(*t, n.start, self.size));
-        let end = segments.pieces.last().and_then(|(t, n)| SegmentName::from_number(*t, n.end - 1, self.size));
+        let first = segments.parts.first().and_then(|(t, n)| SegmentName::from_number(*t, n.start, self.size));
+        let end = segments.parts.last().and_then(|(t, n)| SegmentName::from_number(*t, n.end - 1, self.size));
         let (Some(first_segment), Some(last_segment)) = (first, end) else { return Ok(None) };
         Ok(Some(Window {
             from: consistent(oldest, commit.as_ref().map(|c| c.time)),
@@ -311,6 +316,7 @@ impl Gather<'_> {
             first_segment,
             last_segment,
             segments: segments.end() - segments.first(),
+            from_pieces: if segments.in_pieces { to.since(last_segment.start(self.size)?) } else { 0 },
             end: match (&stretch.stop, next) {
                 (Some(stop), _) => stop.end.clone(),
                 (None, Some(segment)) => WindowEnd::Missing { segment },
@@ -325,8 +331,8 @@ impl Gather<'_> {
         for (timeline, numbers) in rows::gaps(runs, history, self.size) {
             let name = |number| SegmentName::from_number(timeline, number, self.size);
             let (Some(first), Some(last)) = (name(numbers.start), name(numbers.end - 1)) else { continue };
-            let before = runs.iter().rev().find(|r| r.end() <= numbers.start).and_then(|r| r.pieces.last());
-            let after = runs.iter().find(|r| r.first() >= numbers.end).and_then(|r| r.pieces.first());
+            let before = runs.iter().rev().find(|r| r.whole_end() <= numbers.start).and_then(|r| r.parts.last());
+            let after = runs.iter().find(|r| r.first() >= numbers.end).and_then(|r| r.parts.first());
             let seen = |piece: Option<&(TimelineId, std::ops::Range<u64>)>,
                         number: fn(&std::ops::Range<u64>) -> u64| {
                 let (timeline, numbers) = piece?;
@@ -381,7 +387,7 @@ impl Gather<'_> {
     fn row_end(&self, backup: &BackupDocument) -> Option<Lsn> {
         let history = self.histories.get(&backup.timeline)?.as_ref().ok()?;
         let runs = self.listing.runs(history, self.size);
-        runs.iter().find(|run| self.is_whole(run, backup)).map(|run| Lsn(run.end() * self.size.bytes()))
+        runs.iter().find(|run| self.is_whole(run, backup)).map(|run| Lsn(run.whole_end() * self.size.bytes()))
     }
 
     fn why_broken(&self, backup: &BackupDocument) -> Broken {
@@ -394,7 +400,7 @@ impl Gather<'_> {
         let last = backup.last_segment.number(self.size).unwrap_or_default();
         let needed = self.size.number_of(backup.start_lsn)..=last;
         let missing: Vec<SegmentName> = needed
-            .filter(|number| !runs.iter().any(|run| run.holds(*number)))
+            .filter(|number| !runs.iter().any(|run| run.holds(*number) && *number < run.whole_end()))
             .filter_map(|number| segment_on(history, number, self.size))
             .collect();
         let why = match missing.as_slice() {

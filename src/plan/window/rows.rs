@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use crate::postgres::{SegmentName, SegmentSize, TimelineHistory, TimelineId};
+use crate::{
+    postgres::{SegmentName, SegmentSize, TimelineHistory, TimelineId},
+    repository::Stored,
+};
 
 /// Every segment that was listed, with the length of its object.
 #[derive(Debug, Default)]
@@ -12,26 +15,33 @@ pub(super) struct Listing {
 
 #[derive(Debug, Default)]
 struct Listed {
-    /// In the order of their numbers.
-    segments: Vec<(SegmentName, u64)>,
+    /// In the order of their numbers; in pieces is the last of a row at most.
+    segments: Vec<(SegmentName, Stored)>,
     rows: Vec<Range<u64>>,
 }
 
 /// An unbroken row of segments along a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Run {
-    /// The pieces of each timeline, without a gap between them.
-    pub pieces: Vec<(TimelineId, Range<u64>)>,
+    /// The parts of each timeline, without a gap between them.
+    pub parts: Vec<(TimelineId, Range<u64>)>,
+    /// Of its last segment there are only pieces.
+    pub in_pieces: bool,
 }
 
 impl Run {
     pub fn first(&self) -> u64 {
-        self.pieces.first().map_or(0, |(_, numbers)| numbers.start)
+        self.parts.first().map_or(0, |(_, numbers)| numbers.start)
     }
 
     /// The first number that is not in it.
     pub fn end(&self) -> u64 {
-        self.pieces.last().map_or(0, |(_, numbers)| numbers.end)
+        self.parts.last().map_or(0, |(_, numbers)| numbers.end)
+    }
+
+    /// The number of the first segment that is not whole.
+    pub fn whole_end(&self) -> u64 {
+        self.end() - u64::from(self.in_pieces)
     }
 
     pub fn holds(&self, number: u64) -> bool {
@@ -44,13 +54,14 @@ impl Run {
             let numbers = numbers.start.max(start)..numbers.end.min(end);
             (!numbers.is_empty()).then_some((*timeline, numbers))
         };
-        Self { pieces: self.pieces.iter().filter_map(cut).collect() }
+        let in_pieces = self.in_pieces && end >= self.end();
+        Self { parts: self.parts.iter().filter_map(cut).collect(), in_pieces }
     }
 }
 
 impl Listing {
     /// Adds all segments of a timeline, sorted by their names. Names that are impossible at this size are passed over.
-    pub fn add(&mut self, timeline: TimelineId, mut segments: Vec<(SegmentName, u64)>, size: SegmentSize) {
+    pub fn add(&mut self, timeline: TimelineId, mut segments: Vec<(SegmentName, Stored)>, size: SegmentSize) {
         let mut rows: Vec<Range<u64>> = Vec::new();
         segments.retain(|(name, _)| name.number(size).is_ok());
         for number in segments.iter().filter_map(|(name, _)| name.number(size).ok()) {
@@ -62,10 +73,18 @@ impl Listing {
         self.timelines.insert(timeline, Listed { segments, rows });
     }
 
-    /// How many segments of that timeline there are, and the bytes of their objects.
+    /// How many whole segments of that timeline there are, and the bytes of all objects.
     pub fn count(&self, timeline: TimelineId) -> (u64, u64) {
         let segments = self.timelines.get(&timeline).map_or(&[][..], |l| &l.segments);
-        (segments.len() as u64, segments.iter().map(|(_, length)| length).sum())
+        let whole = segments.iter().filter(|(_, stored)| !stored.is_in_pieces()).count();
+        (whole as u64, segments.iter().map(|(_, stored)| stored.length()).sum())
+    }
+
+    /// Whether of segment `number` of a timeline there are only pieces.
+    pub fn is_in_pieces(&self, timeline: TimelineId, number: u64) -> bool {
+        let segments = self.timelines.get(&timeline).map_or(&[][..], |l| &l.segments);
+        let last = segments.last().filter(|(_, stored)| stored.is_in_pieces());
+        last.is_some() && self.rows(timeline).last().is_some_and(|row| row.end == number + 1)
     }
 
     /// The unbroken rows of a timeline's own segments.
@@ -85,9 +104,14 @@ impl Listing {
                 if numbers.is_empty() {
                     continue;
                 }
-                match runs.last_mut().filter(|run| run.end() == numbers.start) {
-                    Some(run) => run.pieces.push((timeline, numbers)),
-                    None => runs.push(Run { pieces: vec![(timeline, numbers)] }),
+                let in_pieces = self.is_in_pieces(timeline, numbers.end - 1);
+                // Nothing goes on from a segment that is not whole.
+                match runs.last_mut().filter(|run| run.end() == numbers.start && !run.in_pieces) {
+                    Some(run) => {
+                        run.parts.push((timeline, numbers));
+                        run.in_pieces = in_pieces;
+                    }
+                    None => runs.push(Run { parts: vec![(timeline, numbers)], in_pieces }),
                 }
             }
             begin = begin.max(end);
@@ -95,10 +119,10 @@ impl Listing {
         runs
     }
 
-    /// The segments of a run with the lengths of their objects.
-    pub fn segments(&self, run: &Run) -> Vec<(SegmentName, u64)> {
+    /// The segments of a run, and how each is stored.
+    pub fn segments(&self, run: &Run) -> Vec<(SegmentName, Stored)> {
         let mut segments = Vec::new();
-        for (timeline, numbers) in &run.pieces {
+        for (timeline, numbers) in &run.parts {
             let Some(listed) = self.timelines.get(timeline) else { continue };
             let mut before = 0;
             for row in &listed.rows {
@@ -119,7 +143,7 @@ pub(super) fn gaps(runs: &[Run], history: &TimelineHistory, size: SegmentSize) -
     let mut gaps = Vec::new();
     for pair in runs.windows(2) {
         let [before, after] = pair else { continue };
-        let mut begin = before.end();
+        let mut begin = before.whole_end();
         for (timeline, end) in history.ancestors.iter().map(|e| (e.timeline, size.number_of(e.switch))) {
             let end = end.min(after.first());
             if begin < end {
@@ -140,10 +164,10 @@ mod tests {
 
     fn listing(names: &[&str]) -> Listing {
         let mut listing = Listing::default();
-        let mut all: BTreeMap<TimelineId, Vec<(SegmentName, u64)>> = BTreeMap::new();
+        let mut all: BTreeMap<TimelineId, Vec<(SegmentName, Stored)>> = BTreeMap::new();
         for name in names {
             let name: SegmentName = name.parse().unwrap();
-            all.entry(name.timeline).or_default().push((name, 100));
+            all.entry(name.timeline).or_default().push((name, Stored::Whole(100)));
         }
         for (timeline, segments) in all {
             listing.add(timeline, segments, SegmentSize::DEFAULT);
@@ -168,12 +192,12 @@ mod tests {
         let history = TimelineHistory::parse(timeline(2), "1\t0/3000028\tx\n").unwrap();
         let runs = listing.runs(&history, SegmentSize::DEFAULT);
         assert_eq!(runs.len(), 2);
-        assert_eq!(runs[0].pieces, [(timeline(1), 1..3), (timeline(2), 3..4)]);
+        assert_eq!(runs[0].parts, [(timeline(1), 1..3), (timeline(2), 3..4)]);
         let names: Vec<String> = listing.segments(&runs[0]).iter().map(|(name, _)| name.to_string()).collect();
         assert_eq!(names, ["000000010000000000000001", "000000010000000000000002", "000000020000000000000003"]);
         assert_eq!(listing.segments(&runs[1])[0].0.to_string(), "000000020000000000000006");
         assert_eq!(gaps(&runs, &history, SegmentSize::DEFAULT), [(timeline(2), 4..6)]);
-        assert_eq!(runs[0].within(2, 9).pieces, [(timeline(1), 2..3), (timeline(2), 3..4)]);
+        assert_eq!(runs[0].within(2, 9).parts, [(timeline(1), 2..3), (timeline(2), 3..4)]);
         assert_eq!(listing.rows(timeline(1)).first(), Some(&(1..5)));
     }
 

@@ -3,9 +3,12 @@
 use super::*;
 use crate::{
     error::Kind,
-    postgres::SegmentSize,
+    postgres::{Lsn, SegmentSize, TimelineId},
     repository::{SystemDocument, testing},
-    wal::testing::{SEGMENT, Writer},
+    wal::{
+        Reader,
+        testing::{PAGE, SEGMENT, Writer},
+    },
 };
 
 const START: u64 = 0x500_0000;
@@ -51,12 +54,8 @@ impl Archive {
 }
 
 fn name() -> SegmentName {
-    SegmentName::from_number(
-        crate::postgres::TimelineId::FIRST,
-        START / SEGMENT as u64,
-        SegmentSize::new(SEGMENT as u64).unwrap(),
-    )
-    .unwrap()
+    SegmentName::from_number(TimelineId::FIRST, START / SEGMENT as u64, SegmentSize::new(SEGMENT as u64).unwrap())
+        .unwrap()
 }
 
 fn segment() -> Vec<u8> {
@@ -170,4 +169,102 @@ async fn damage_ends_the_run_unless_another_piece_has_the_bytes() {
     assert!(matches!(archive.joined().await.unwrap().1, RunEnd::Damaged { .. }));
     archive.put_all(&wal, &[(4040, 4200)]).await;
     assert_eq!(archive.joined().await.unwrap(), (wal[..5000].to_vec(), RunEnd::Latest));
+}
+
+/// What can be proven of pieces, and how far.
+async fn proven(archive: &Archive) -> Result<(Vec<u8>, PieceEnd)> {
+    let mut pieces = archive.system.open_pieces(name()).await?.unwrap();
+    let mut all = Vec::new();
+    while let Some(pages) = pieces.next().await? {
+        all.extend(pages);
+    }
+    Ok((all, pieces.end().unwrap().clone()))
+}
+
+#[tokio::test]
+async fn whole_records_are_proven_and_the_rest_is_taken_back() {
+    let wal = segment();
+    let ends: Vec<Lsn> = Reader::new(Lsn(START)).read(&wal).map(|record| record.end).collect();
+    let border = (ends[9].0 - START) as usize;
+    // In the middle of a header, of a page, of a record, on its end, on a page's.
+    for cut in [20, 39, 41, 100, 800, 5000, PAGE - 3, PAGE, PAGE + 10, 5 * PAGE + 4000, border, border - 8, SEGMENT] {
+        let archive = Archive::new().await;
+        let half = cut / 2;
+        archive.put_all(&wal, &[(0, half), (half, cut)]).await;
+        let (all, end) = proven(&archive).await.unwrap();
+        let expected = ends.iter().rfind(|end| end.0 <= START + cut as u64).copied().unwrap_or(Lsn(START));
+        assert_eq!(end, PieceEnd { end: expected, why: None }, "{cut}");
+        let whole = expected.since(Lsn(START)) as usize;
+        assert!(all.len().is_multiple_of(PAGE) && all.len() >= whole, "{cut}");
+        assert_eq!(all[..whole], wal[..whole], "{cut}");
+        let again: Vec<Lsn> = Reader::new(Lsn(START)).read(&all).map(|record| record.end).collect();
+        assert_eq!(again.last().copied().unwrap_or(Lsn(START)), expected, "{cut}");
+    }
+    assert!(Archive::new().await.system.open_pieces(name()).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn what_is_missing_or_of_another_kind_is_said() {
+    let wal = segment();
+    let archive = Archive::new().await;
+    archive.put_all(&wal, &[(0, 9000), (9000, 20_000), (20_000, 30_000)]).await;
+    std::fs::remove_file(archive.file(9000, 20_000)).unwrap();
+    let (_, end) = proven(&archive).await.unwrap();
+    assert!(end.end <= Lsn(START + 9000));
+    assert!(end.why.as_deref().unwrap().contains("from offset 00002328 to 00004E20 are missing"), "{end:?}");
+    // A page of another place, and one of a younger timeline.
+    for at in [9, 4] {
+        let archive = Archive::new().await;
+        let mut strange = wal.clone();
+        strange[3 * PAGE + at] ^= 2;
+        archive.put_all(&strange, &[(0, 50_000)]).await;
+        let error = proven(&archive).await.map(|_| ()).expect_err("a page is wrong");
+        assert!(error.kind() == Kind::Damaged && error.to_string().contains("not in its place"), "{error}");
+    }
+    let archive = Archive::new().await;
+    let child = SegmentName { timeline: TimelineId::new(2).unwrap(), ..name() };
+    archive.system.put_piece(child, 0, Bytes::copy_from_slice(&wal[..9000]), 1).await.unwrap();
+    let mut pieces = archive.system.open_pieces(child).await.unwrap().unwrap();
+    let error = loop {
+        match pieces.next().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("pages of timeline 1 need the history of timeline 2"),
+            Err(error) => break error,
+        }
+    };
+    assert!(error.to_string().contains("the history of timeline 2 is missing"), "{error}");
+}
+
+#[tokio::test]
+async fn a_listing_has_the_pieces_of_the_segment_after_the_last_alone() {
+    let archive = Archive::new().await;
+    let (system, wal) = (&archive.system, segment());
+    let size = system.document.segment_size;
+    let at = |number: u64| SegmentName::from_number(TimelineId::FIRST, START / SEGMENT as u64 + number, size).unwrap();
+    let put = async |name: SegmentName, count: u64| {
+        for from in 1..=count {
+            system.put_piece(name, from * 8, Bytes::copy_from_slice(&wal[..8]), 1).await.unwrap();
+        }
+    };
+    let listed = async || {
+        let listed = system.segments_and_pieces(TimelineId::FIRST, None, None).await.unwrap();
+        listed.into_iter().map(|(name, stored)| (name, stored.is_in_pieces())).collect::<Vec<_>>()
+    };
+    // More than a page of a listing.
+    put(at(1), 1100).await;
+    assert_eq!(listed().await, [(at(1), true)], "a timeline that begins");
+    for number in [0, 1] {
+        system.store.put(&system.folder.segment(at(number)).unwrap(), Bytes::from_static(b"x")).await.unwrap();
+    }
+    assert_eq!(listed().await, [(at(0), false), (at(1), false)]);
+    put(at(2), 3).await;
+    put(at(4), 3).await;
+    assert_eq!(listed().await, [(at(0), false), (at(1), false), (at(2), true)]);
+    assert_eq!(system.segments(TimelineId::FIRST, None, None).await.unwrap(), [(at(0), 1), (at(1), 1)]);
+    assert_eq!(system.segments(TimelineId::FIRST, Some(at(1)), Some(at(1))).await.unwrap(), [(at(1), 1)]);
+    assert_eq!(system.first_segment_after(at(0)).await.unwrap(), Some(at(1)));
+    assert_eq!(system.first_segment_after(at(2)).await.unwrap(), Some(at(4)));
+    assert_eq!(system.first_segment_after(at(4)).await.unwrap(), None);
+    system.store.put(&system.folder.segment(at(3)).unwrap(), Bytes::from_static(b"x")).await.unwrap();
+    assert_eq!(listed().await[2..], [(at(3), false), (at(4), true)], "what lies before a hole does not count");
 }

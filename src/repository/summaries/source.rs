@@ -11,7 +11,8 @@ use crate::{
     error::{Error, Kind, Result},
     postgres::{SegmentName, TimelineId, WalFile},
     repository::{
-        System, join,
+        Stored, System, join,
+        pieces::PieceEnd,
         rolling::RollUps,
         rollup::{RollUp, Served},
         wal_object::{self, WalHead},
@@ -41,9 +42,12 @@ pub(in crate::repository) struct Source {
 /// A summary that is not joined yet, or what is wrong with the segment.
 pub(in crate::repository) type Known = std::result::Result<Box<Summary>, Fault>;
 
+/// The summary of pieces, and how far they reach.
+type InPieces = (Box<Summary>, PieceEnd);
+
 impl Source {
     /// For segments of one path.
-    pub fn new(system: System, need: Need, path: &[(SegmentName, u64)]) -> Self {
+    pub fn new(system: System, need: Need, path: &[(SegmentName, Stored)]) -> Self {
         let mut lowest = HashMap::new();
         for (name, _) in path {
             lowest.entry(name.timeline).or_insert(name.log);
@@ -56,7 +60,7 @@ impl Source {
     }
 
     /// The roll-up that has most of these segments, which are of one log; none where there is none.
-    pub async fn roll_up(&self, path: &[(SegmentName, u64)]) -> Result<Option<Bytes>> {
+    pub async fn roll_up(&self, path: &[(SegmentName, Stored)]) -> Result<Option<Bytes>> {
         let Some((name, _)) = path.first().filter(|_| path.len() >= FEW) else { return Ok(None) };
         let Some(newest) = self.roll_ups(name.timeline).await?.get(&name.log).copied() else {
             return Ok(None);
@@ -73,7 +77,7 @@ impl Source {
     }
 
     /// What a roll-up has for `path`; `begins` when nothing is before it.
-    pub fn serve(&self, roll_up: Option<Bytes>, path: &[(SegmentName, u64)], begins: bool) -> Vec<Served> {
+    pub fn serve(&self, roll_up: Option<Bytes>, path: &[(SegmentName, Stored)], begins: bool) -> Vec<Served> {
         let searching = self.need == Need::Finding;
         let nothing = || path.iter().map(|_| Served::Nothing { joined: false }).collect();
         match roll_up.map(|bytes| RollUp::from_bytes(&bytes, searching)) {
@@ -131,6 +135,32 @@ impl Source {
         self.prove(name, &key, &head)?;
         same_length(name, length, found)?;
         Ok(head.summary)
+    }
+
+    /// The same of a segment that is stored in pieces; damage is a fact about it.
+    pub async fn in_pieces(&self, name: SegmentName) -> Result<Option<std::result::Result<InPieces, Fault>>> {
+        match self.pieces(name).await {
+            Ok(found) => Ok(found.map(|(mut summary, end)| {
+                self.lighten(&mut summary);
+                Ok((Box::new(summary), end))
+            })),
+            Err(error) if error.kind() == Kind::Damaged => Ok(Some(Err(Fault::Damaged { why: error.to_string() }))),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The summary of a segment that is stored in pieces, with whole lists, and how far they reach; none where no record
+    /// ends in them.
+    pub async fn pieces(&self, name: SegmentName) -> Result<Option<(Summary, PieceEnd)>> {
+        let _turn = self.readers.acquire().await.map_err(|e| Error::internal("wait for a reader").source(e))?;
+        let start = name.start(self.system.document.segment_size)?;
+        let mut pieces = self.system.open_pieces(name).await?.ok_or_else(|| gone(name, Error::not_found("")))?;
+        let mut summarizer = Summarizer::whole(start);
+        while let Some(pages) = pieces.next().await? {
+            summarizer.feed(&pages);
+        }
+        let end = pieces.end().filter(|end| end.end > start).cloned();
+        Ok(end.map(|end| (summarizer.finish(), end)))
     }
 
     fn prove(&self, name: SegmentName, key: &store::Key, head: &WalHead) -> Result<()> {

@@ -41,14 +41,14 @@ impl Archive {
         for (bytes, number) in wal.chunks(SEGMENT).zip(first..) {
             let name = name(timeline, number);
             let object = object(name, bytes, &head);
-            path.push((name, object.len() as u64));
+            path.push((name, Stored::Whole(object.len() as u64)));
             let key = self.system.folder.segment(name).unwrap();
             self.system.store.put(&key, object.into()).await.unwrap();
         }
         path
     }
 
-    async fn all(&self, path: &[(SegmentName, u64)], need: Need) -> Vec<SegmentSummary> {
+    async fn all(&self, path: &[(SegmentName, Stored)], need: Need) -> Vec<SegmentSummary> {
         let mut summaries = self.system.summaries(path.to_vec(), need);
         let mut all = Vec::new();
         while let Some(summary) = summaries.next().await.unwrap() {
@@ -62,9 +62,10 @@ impl Archive {
     }
 
     /// Rolls up the log of segments of a timeline, whether or not it is complete.
-    async fn roll_up(&self, path: &[(SegmentName, u64)], wal: &[u8]) {
+    async fn roll_up(&self, path: &[(SegmentName, Stored)], wal: &[u8]) {
         let summaries = path.iter().zip(wal.chunks(SEGMENT));
-        let segments = summaries.map(|((name, length), bytes)| (*name, *length, summarize(*name, bytes, false)));
+        let segments =
+            summaries.map(|((name, stored), bytes)| (*name, stored.length(), summarize(*name, bytes, false)));
         let (name, _) = path[0];
         let document = &self.system.document;
         let place = (name.timeline, name.log);
@@ -77,7 +78,7 @@ impl Archive {
     }
 }
 
-type Path = Vec<(SegmentName, u64)>;
+type Path = Vec<(SegmentName, Stored)>;
 
 fn name(timeline: u32, number: u64) -> SegmentName {
     let size = SegmentSize::new(SEGMENT as u64).unwrap();
@@ -113,7 +114,7 @@ fn summarize(name: SegmentName, bytes: &[u8], whole: bool) -> Summary {
 }
 
 /// What the summaries of a path should be, from whole summaries of its segments.
-fn expected(path: &[(SegmentName, u64)], wal: &[&[u8]]) -> Vec<Summary> {
+fn expected(path: &[(SegmentName, Stored)], wal: &[&[u8]]) -> Vec<Summary> {
     let mut all: Vec<Summary> = path.iter().zip(wal).map(|((name, _), bytes)| summarize(*name, bytes, true)).collect();
     for at in 0..all.len() {
         let (before, after) = all.split_at_mut(at + 1);
@@ -261,7 +262,7 @@ async fn damage_and_broken_links_are_told_with_the_segment() {
     let cut = archive.file(&archive.system.folder.segment(path[8].0).unwrap());
     let object = std::fs::read(&cut).unwrap();
     std::fs::write(&cut, &object[..object.len() - 10]).unwrap();
-    listed[8].1 -= 10;
+    listed[8].1 = Stored::Whole(object.len() as u64 - 10);
     let found = archive.all(&listed, Need::Planning).await;
     assert!(matches!(&found[8].fault, Some(Fault::Damaged { why }) if why.contains("bytes long")), "{:?}", found[8]);
     let sound = found[8].sound().unwrap_err();
