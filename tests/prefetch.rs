@@ -136,7 +136,7 @@ fn is_complete(copy: &Cluster, segments: usize) {
 #[test]
 fn a_recovery_goes_through_prefetched_segments_with_an_agent_and_without() {
     for_each_version(|installation| {
-        let (p, names) = archived(installation, 16, 10, "prefetch = 4");
+        let (p, names) = archived(installation, 16, 6, "prefetch = 4");
         let mut alone = copy(&p, "alone", &[]);
         alone.start();
         is_complete(&alone, names.len());
@@ -147,7 +147,7 @@ fn a_recovery_goes_through_prefetched_segments_with_an_agent_and_without() {
         is_complete(&helped, names.len());
         let ready = names.iter().filter(|name| agent.says(&format!("{name} was ready"))).count();
         assert!(ready >= names.len() - 2, "{ready} of {}\n{}", names.len(), agent.log());
-        assert!(agent.says(&format!("{} is ready", names[9])), "{}", agent.log());
+        assert!(agent.says(&format!("{} is ready", names[5])), "{}", agent.log());
         assert_eq!(agent.end(Signal::TERM).code(), Some(0));
         assert!(!spool(helped.pgdata()).exists());
     });
