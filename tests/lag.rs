@@ -9,8 +9,8 @@ use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
-    path::Path,
-    process::Child,
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -18,7 +18,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use walden_testkit::{
-    postgres::{Stop, any, for_each_version},
+    postgres::{Cluster, Stop, any, for_each_version},
     protected::{Place, Protected},
     s3::{Fault, S3Server, What},
 };
@@ -167,6 +167,8 @@ fn archiving_that_only_says_so_is_found_out() {
         p.cluster.psql(&format!("alter system set archive_command = '{command}'"));
         p.cluster.reload();
     };
+    // What was let go stays in pg_wal, so that it can be put right.
+    p.cluster.psql("alter system set wal_keep_size = '1GB'");
     set("/bin/true");
     p.cluster.wait_for("show archive_command", "/bin/true");
     concern(&status(&p, 1), "stored nowhere");
@@ -340,4 +342,167 @@ fn the_agent_answers_metrics_where_it_is_told_to() {
     p.scene.write("walden.toml", &text);
     let _agent = Agent::start(&p);
     assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+fn object(p: &Protected, name: &str) -> PathBuf {
+    let system = p.cluster.psql("select system_identifier from pg_control_system()");
+    let log = if name.len() == 24 { format!("{}/", &name[8..16]) } else { String::new() };
+    p.repository.join(format!("main/{system}-1/wal/{}/{log}{name}", &name[..8]))
+}
+
+fn now(p: &Protected) -> String {
+    p.cluster.psql("select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || ' UTC'")
+}
+
+/// Has the server write, and remove, until a segment is gone from its `pg_wal`.
+fn until_gone(p: &Protected, name: &str) {
+    let file = p.cluster.pgdata().join("pg_wal").join(name);
+    let begun = Instant::now();
+    while file.exists() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{name} is still there\n{}", p.cluster.log_tail());
+        let last = fill(p, 2).pop().unwrap();
+        p.cluster.wait_archived(&last);
+        p.cluster.psql("checkpoint");
+    }
+}
+
+#[test]
+fn suspended_archiving_saves_the_disk_and_the_next_backup_mends_it() {
+    for_each_version(|installation| {
+        let p = protected(installation, Place::Directory);
+        p.archive();
+        writable(&p, false);
+        let first = fill(&p, 1).remove(0);
+        p.cluster.wait_for("select failed_count > 0 from pg_stat_archiver", "t");
+        let unasked = p.walden(["wal", "suspend"]);
+        unasked.expect_code(2);
+        assert!(unasked.stderr.contains("--yes") && unasked.stderr.contains("cost:"), "{unasked}");
+        assert_eq!(status(&p, 1)["suspended"], false);
+        let said = p.walden(["wal", "suspend", "--yes", "--reason", "the disk is full"]);
+        said.expect_code(0);
+        assert!(said.stdout.contains("suspended: archiving is suspended since"), "{said}");
+        p.walden(["wal", "suspend", "--yes"]).expect_code(0);
+        until_gone(&p, &first);
+        let (inside, lsn) = (now(&p), p.cluster.psql("select pg_current_wal_lsn()"));
+        until_gone(&p, &fill(&p, 1).remove(0));
+        let suspended = status(&p, 1);
+        concern(&suspended, "the disk is full");
+        assert_eq!((&suspended["suspended"], &suspended["not_arrived"]["segments"]), (&true.into(), &0.into()));
+        assert!(suspended["suspension"]["skipped"].as_u64().unwrap() >= 2, "{suspended:#}");
+        assert!(p.cluster.log().contains("is NOT archived, though PostgreSQL is told so"), "{}", p.cluster.log_tail());
+        assert!(!object(&p, &first).exists());
+        writable(&p, true);
+        let resumed = p.walden(["--json", "wal", "resume"]);
+        let resumed: Value = serde_json::from_str(resumed.ok()).unwrap();
+        let gap = &resumed["gaps"][0];
+        assert_eq!((&gap["missing"][0]["first"], &gap["reason"]), (&first.clone().into(), &"the disk is full".into()));
+        assert!(gap["resumed"].is_string() && resumed["backup"]["id"].is_string(), "{resumed:#}");
+        p.cluster.psql("insert into t values (4711)");
+        p.archive();
+        let well = status(&p, 0);
+        assert_eq!(well["suspended"], false);
+        assert!(well["notes"].to_string().contains("the disk is full"), "{well:#}");
+        for command in ["list", "timeline"] {
+            let told = p.walden(["--json", command]);
+            assert!(told.ok().contains("the disk is full"), "{told}");
+        }
+        assert!(p.walden(["list"]).ok().contains("the disk is full"));
+        for target in [&inside, &lsn] {
+            let refused = p.walden(["plan", "--to", target]);
+            refused.expect_code(3);
+            assert!(refused.stderr.contains("the disk is full"), "{refused}");
+        }
+        let copy = p.scene.path().join("copy");
+        p.walden(["restore", "--yes", "--to", "latest", "--pgdata", copy.to_str().unwrap()]).expect_code(0);
+        let mut copy = Cluster::adopt(copy, installation);
+        copy.start();
+        copy.wait_for("select pg_is_in_recovery()", "f");
+        let rows = "select count(*), count(*) filter (where n = 4711) from t";
+        assert_eq!(copy.psql(rows), p.cluster.psql(rows));
+    });
+}
+
+/// Starts it, and kills it after a while.
+fn killed(p: &Protected, arguments: &[&str], after: Duration) {
+    let mut child = p.command(arguments).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    sleep(after);
+    _ = child.kill();
+    child.wait().unwrap();
+}
+
+#[test]
+fn whoever_is_killed_while_suspending_or_resuming_leaves_one_or_the_other() {
+    let p = protected(any(), Place::Directory);
+    p.archive();
+    let mut seen = HashMap::new();
+    for round in 0..16 {
+        let (suspend, after) = (round % 2 == 0, Duration::from_millis(round * 40));
+        match suspend {
+            true => killed(&p, &["wal", "suspend", "--yes", "--reason", "a test"], after),
+            false => killed(&p, &["wal", "resume", "--no-backup"], after),
+        }
+        let told = p.walden(["--json", "status"]);
+        let told: Value = serde_json::from_str::<Value>(&told.stdout).unwrap()["clusters"][0].clone();
+        let suspended = told["suspended"].as_bool().unwrap_or_else(|| panic!("{told:#}"));
+        *seen.entry((suspend, suspended)).or_insert(0) += 1;
+        let name = fill(&p, 1).remove(0);
+        p.cluster.wait_archived(&name);
+        assert_eq!(object(&p, &name).exists(), !suspended, "{name}, round {round}: {told:#}");
+    }
+    assert!(seen.contains_key(&(true, true)), "{seen:?}");
+    // A last one to end, whatever there was.
+    p.walden(["wal", "suspend", "--yes"]).expect_code(0);
+    let name = fill(&p, 1).remove(0);
+    p.cluster.wait_archived(&name);
+    p.walden(["wal", "resume"]).expect_code(0);
+    assert!(object(&p, &name).exists(), "it still lay in pg_wal");
+    let _ = p.backup();
+    let well = status(&p, 0);
+    assert_eq!((&well["suspended"], &well["not_arrived"]["segments"]), (&false.into(), &0.into()), "{well:#}");
+    let list: Value = serde_json::from_str(p.walden(["--json", "list"]).ok()).unwrap();
+    let notes = list["systems"][0]["suspensions"].as_array().unwrap();
+    assert!(!notes.is_empty() && notes.iter().all(|note| note["resumed"].is_string()), "{notes:#?}");
+}
+
+#[test]
+fn the_agent_lets_wal_go_as_well_and_tells_the_repository_when_it_can() {
+    let p = protected(any(), Place::Directory);
+    p.archive();
+    let socket = p.scene.path().join("agent.sock");
+    let command = format!(
+        "{} --config {} --agent {} %p",
+        p.scene.program("walden-archive").display(),
+        p.config.display(),
+        socket.display()
+    );
+    p.cluster.psql(&format!("alter system set archive_command = '{command}'"));
+    p.cluster.reload();
+    let agent = Agent::start(&p);
+    writable(&p, false);
+    let late = p.walden(["wal", "suspend", "--yes"]);
+    late.expect_code(0);
+    assert!(late.stderr.contains("not noted in the repository yet"), "{late}");
+    // What tells of the ways between timelines is not let go: it is kept until it can be stored.
+    let history = p.cluster.pgdata().join("pg_wal/00000002.history");
+    fs::write(&history, "1\t0/3000000\tno recovery target specified\n").unwrap();
+    let mut push = p.small_program("walden-archive");
+    walden_testkit::run::run(push.arg("--agent").arg(&socket).arg("pg_wal/00000002.history")).expect_code(0);
+    fs::remove_file(history).unwrap();
+    writable(&p, true);
+    let name = fill(&p, 1).remove(0);
+    p.cluster.wait_archived(&name);
+    let log = fs::read_to_string(p.scene.path().join("agent.log")).unwrap();
+    assert!(log.contains(&format!("{name} is NOT archived")) && !object(&p, &name).exists(), "{log}");
+    let begun = Instant::now();
+    while !object(&p, "00000002.history").exists() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "the repository is told nothing\n{log}");
+        sleep(Duration::from_millis(50));
+    }
+    drop(agent);
+    fs::remove_file(object(&p, "00000002.history")).unwrap();
+    let told = p.walden(["--json", "list"]);
+    assert!(told.ok().contains("\"suspended\""), "{told}");
+    p.walden(["wal", "resume", "--no-backup"]).expect_code(0);
+    assert!(object(&p, &name).exists());
+    assert_eq!(status(&p, 0)["suspended"], false);
 }

@@ -14,7 +14,12 @@ use tokio::{
 };
 
 use super::metrics::Figures;
-use crate::{archive::Shipper, clock::Random, postgres::server};
+use crate::{
+    archive::{Shipper, Suspensions},
+    clock::Random,
+    postgres::server,
+    store::Store,
+};
 
 /// How long after a call PostgreSQL counts as calling: after three failures its archiver pauses for a minute
 /// (`PGARCH_AUTOWAKE_INTERVAL`, pgarch.c).
@@ -30,6 +35,8 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 pub(super) struct Served {
     pub(super) shipper: Shipper,
     figures: Arc<Figures>,
+    suspensions: Suspensions,
+    store: Arc<dyn Store>,
     called: watch::Sender<Option<Call>>,
 }
 
@@ -43,8 +50,20 @@ struct Call {
 }
 
 impl Served {
-    pub(super) fn new(shipper: Shipper, figures: Arc<Figures>) -> Self {
-        Self { shipper, figures, called: watch::Sender::new(None) }
+    pub(super) fn new(
+        shipper: Shipper,
+        figures: Arc<Figures>,
+        suspensions: Suspensions,
+        store: Arc<dyn Store>,
+    ) -> Self {
+        Self { shipper, figures, suspensions, store, called: watch::Sender::new(None) }
+    }
+
+    /// Tells the repository of suspended archiving what it does not know yet.
+    async fn settle(&self) {
+        if let Err(error) = self.suspensions.settle(&self.store).await {
+            tracing::info!("the repository is not told yet that archiving is, or was, suspended: {error}");
+        }
     }
 
     /// A process asks for this file. It counts when the server itself has started it: not a person who pushes one file
@@ -62,6 +81,7 @@ impl Served {
 pub(super) async fn ship(served: Weak<Served>, random: Arc<Random>) {
     let Some(mut called) = served.upgrade().map(|served| served.called.subscribe()) else { return };
     let mut retry = FIRST_RETRY;
+    let mut settled: Option<Instant> = None;
     while let Some(served) = served.upgrade() {
         let call = called.borrow_and_update().clone();
         let Some(call) = call.filter(|call| is_calling(call, &served)) else {
@@ -70,6 +90,16 @@ pub(super) async fn ship(served: Weak<Served>, random: Arc<Random>) {
             _ = called.changed().await;
             continue;
         };
+        let suspended = served.suspensions.is_suspended(&call.path);
+        if (suspended || served.suspensions.has_ended()) && settled.is_none_or(|at| at.elapsed() > LAST_RETRY) {
+            served.settle().await;
+            settled = Some(Instant::now());
+        }
+        if suspended {
+            drop(served);
+            _ = timeout(LAST_RETRY, called.changed()).await;
+            continue;
+        }
         match served.shipper.ahead(&call.path, usize::MAX).await {
             Ok(count) => {
                 served.figures.shipped_ahead(count);

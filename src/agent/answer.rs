@@ -3,7 +3,7 @@
 use std::{
     fmt::Write as _,
     os::unix::ffi::OsStrExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,15 +17,19 @@ use walden_companion::{AT_WORK, Answer, LONGEST_REQUEST, Request};
 
 use super::desk::{Desk, Opened};
 use crate::{
-    archive::{self, Fetch},
+    archive::{self, Fetch, Suspensions},
     config::ClusterConfig,
     error::{Error, Result},
+    repository::Suspended,
 };
 
 /// How long the question may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a program that waits is told that it is not forgotten.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// How long something may take that the answer does not need.
+const SHORT: Duration = Duration::from_millis(500);
 
 /// Reads a question and answers it. A program that has gone is not worked for any longer.
 pub(super) async fn serve(mut stream: UnixStream, desk: Arc<Desk>) {
@@ -61,6 +65,14 @@ async fn push(request: &Request, by: Option<i32>, desk: &Desk) -> Option<Answer>
     let (opened, cluster) = opened(request, desk)?;
     let path = request.cwd.join(&request.path);
     let (limit, begun) = (opened.config.archive.timeout, Instant::now());
+    let suspensions = Suspensions::of(&opened.config, &cluster).ok()?;
+    if let Some(suspended) = suspensions.skip(&path).await {
+        // Whoever ships ahead is to hear of the call, and tells the repository; this answer does not wait for that.
+        if let Ok(Ok(served)) = timeout(SHORT, opened.served(&cluster, desk)).await {
+            served.is_called(&path, by);
+        }
+        return Some(not_stored(&path, &suspended));
+    }
     let work = async {
         let served = opened.served(&cluster, desk).await?;
         served.is_called(&path, by);
@@ -73,8 +85,18 @@ async fn push(request: &Request, by: Option<i32>, desk: &Desk) -> Option<Answer>
             tracing::debug!("{} is durable", pushed.file);
             Answer { status: 0, text: Vec::new() }
         }
-        Err(error) => Answer { status: (desk.agent.push_status)(error.kind()), text: told(&error).into_bytes() },
+        Err(error) => match suspensions.keep_after(&path, &error).await {
+            Some(suspended) => not_stored(&path, &suspended),
+            None => Answer { status: (desk.agent.push_status)(error.kind()), text: told(&error).into_bytes() },
+        },
     })
+}
+
+/// PostgreSQL is told "archived", and everybody else that it is not.
+fn not_stored(path: &Path, suspended: &Suspended) -> Answer {
+    let text = suspended.of_file(path);
+    tracing::error!("{text}");
+    Answer { status: 0, text: format!("walden: {text}\n").into_bytes() }
 }
 
 /// `None` where the configuration is wrong, and where there is no place for the file.

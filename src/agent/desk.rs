@@ -16,7 +16,7 @@ use super::{
     mirroring,
 };
 use crate::{
-    archive::{Fetcher, Fetching, Lifetime, Shipper, Shipping},
+    archive::{Fetcher, Fetching, Lifetime, Shipper, Shipping, Suspensions},
     clock::Random,
     config::{self, ClusterConfig, Config, Lookup, WaitFor},
     error::Result,
@@ -152,11 +152,12 @@ impl Opened {
     /// The one that serves a cluster.
     pub(super) async fn served(&self, cluster: &ClusterConfig, desk: &Desk) -> Result<Arc<Served>> {
         let store = self.store(desk.agent.random.clone()).await?;
+        let suspensions = Suspensions::of(&self.config, cluster)?;
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
             let shipping = Shipping::of(&self.config, cluster);
             let shipper = Shipper::new(store.clone(), self.waited_for(), shipping, self.cores.clone());
-            let served = Arc::new(Served::new(shipper, desk.figures(&cluster.name)));
+            let served = Arc::new(Served::new(shipper, desk.figures(&cluster.name), suspensions, store.clone()));
             _ = tokio::spawn(ahead::ship(Arc::downgrade(&served), desk.agent.random.clone()));
             served
         };

@@ -165,7 +165,7 @@ async fn page(desk: &Desk, interrupt: Interrupt) -> Result<Page> {
     let watch = Watch { progress: Arc::new(Unwatched), interrupt };
     let look = opened.config.clusters().iter().map(async |cluster| {
         let store = opened.store(agent.random.clone());
-        let status = look::status(cluster, store, Some(PATIENCE), &*agent.clock, &watch).await?;
+        let status = look::status(&opened.config, cluster, store, Some(PATIENCE), &*agent.clock, &watch).await?;
         Ok::<_, Error>((&cluster.name, status))
     });
     let found = futures_util::future::try_join_all(look).await?;

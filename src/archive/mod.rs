@@ -7,16 +7,19 @@ mod fetch;
 mod fetcher;
 mod push;
 mod replay;
+mod settle;
 mod shipped;
 mod shipper;
 mod show;
 mod spool;
+mod suspension;
 
 pub use fetch::{Fetch, answer};
 pub use fetcher::{Fetcher, Fetching, Lifetime, OpenStore, clear_prefetched};
 pub use push::{Push, Pushed, push};
 pub use shipper::{Shipper, Shipping};
 pub use show::{Shown, show, show_file};
+pub use suspension::{Begun, Record, Suspensions};
 
 use std::{
     path::{Path, PathBuf},

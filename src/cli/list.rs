@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde_json::json;
 
-use super::{Align, Context, Paint, Table, exit::End, plan::watch};
+use super::{Align, Context, Output, Paint, Table, exit::End, plan::watch};
 use crate::{
     config::ClusterConfig,
     error::Result,
@@ -109,6 +109,14 @@ fn sum_up(timelines: &Timelines, now: DateTime<Utc>, context: &Context) {
             out.line(format_args!("{} {end}", out.paint(Paint::Bad, "broken:")));
         }
     }
+    tell_suspensions(timelines, out);
+}
+
+/// Suspensions of archiving that no gap tells of.
+pub fn tell_suspensions(timelines: &Timelines, out: &Output) {
+    for note in timelines.untold_suspensions() {
+        out.line(format_args!("{} {}", out.paint(Paint::Bad, "suspended:"), words::suspension(note)));
+    }
 }
 
 /// The system with its backups' documents, each with how far recovery from it reaches on its own timeline.
@@ -137,6 +145,7 @@ fn document((timelines, backups, stock): &Found) -> serde_json::Value {
     let mut system = json!({
         "system": timelines.system,
         "timelines": ways,
+        "suspensions": timelines.suspensions,
         "backups": backups.iter().map(document).collect::<Vec<_>>(),
     });
     if let Some(stock) = stock {

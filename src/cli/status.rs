@@ -77,7 +77,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
 async fn look(config: &Config, cluster: &ClusterConfig, context: &Context) -> Result<Status> {
     let repository = config.repository()?;
     let store = config::open_store(repository, context.random.clone());
-    look::status(cluster, store, None, &*context.clock, &watch(context)).await
+    look::status(config, cluster, store, None, &*context.clock, &watch(context)).await
 }
 
 fn show(cluster: &ClusterConfig, status: &Status, url: &str, context: &Context) {

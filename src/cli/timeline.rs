@@ -78,6 +78,7 @@ fn show(systems: &[Timelines], context: &Context) {
     if let Some(live) = systems.last().and_then(Timelines::live) {
         let paint = if live.windows.is_empty() { Paint::Bad } else { Paint::Strong };
         out.line(out.paint(paint, words::recoverable(live, now)));
+        systems.last().iter().for_each(|system| list::tell_suspensions(system, out));
         out.line("");
     }
     for line in text::draw(systems, now, out.terminal()) {

@@ -2,6 +2,7 @@
 
 mod show;
 mod summarize;
+mod suspend;
 
 use std::{
     path::{Path, PathBuf},
@@ -14,7 +15,7 @@ use serde_json::json;
 
 use super::{Context, exit::End};
 use crate::{
-    archive::{self, Fetch, Fetcher, Fetching, Lifetime, OpenStore, Shipper, Shipping},
+    archive::{self, Fetch, Fetcher, Fetching, Lifetime, OpenStore, Shipper, Shipping, Suspensions},
     config::{self, ClusterConfig, WaitFor},
     error::{Kind, Result},
     human,
@@ -22,6 +23,7 @@ use crate::{
     pace::{self, Cores},
     postgres::{SegmentName, WalFile, server},
     progress::Unwatched,
+    repository::Suspended,
 };
 
 /// The arguments.
@@ -52,6 +54,10 @@ enum Command {
     Show(show::Args),
     /// Roll up what the heads of segments tell, so that plans and searches need few requests; every backup does some of it
     Summarize(summarize::Args),
+    /// Save the server's disk: PostgreSQL is told "archived" for WAL that is stored nowhere, until archiving is resumed
+    Suspend(suspend::SuspendArgs),
+    /// Archive again, note what is missing, and take a backup: recovery goes on from there
+    Resume(suspend::ResumeArgs),
 }
 
 pub async fn run(args: &Args, context: &Context) -> Result<End> {
@@ -60,6 +66,8 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         Command::Fetch { name, destination, until } => fetch(*name, destination, *until, context).await,
         Command::Show(args) => show::run(args, context).await,
         Command::Summarize(args) => summarize::run(args, context).await,
+        Command::Suspend(args) => suspend::suspend(args, context).await,
+        Command::Resume(args) => suspend::resume(args, context).await,
     }
 }
 
@@ -67,6 +75,10 @@ async fn push(path: &Path, context: &Context) -> Result<End> {
     let (config, cluster) = (context.config()?, context.cluster()?);
     let mirrors = mirror::configured(config, &context.random);
     let ends = Instant::now() + config.archive.timeout;
+    let suspensions = Suspensions::of(config, &cluster)?;
+    if let Some(suspended) = suspensions.skip(path).await {
+        return Ok(not_stored(path, &suspended, context));
+    }
     for why in pace::lower(config.archive.nice, None) {
         tracing::warn!("the priority of archiving could not be lowered: {why}");
     }
@@ -82,7 +94,13 @@ async fn push(path: &Path, context: &Context) -> Result<End> {
         let along = tokio::spawn(async move { along.ahead(&asked, most).await });
         Ok((shipper.push(path).await?, along))
     };
-    let (pushed, along) = within(config.archive.timeout, work).await?;
+    let (pushed, along) = match within(config.archive.timeout, work).await {
+        Ok(pushed) => pushed,
+        Err(error) => match suspensions.keep_after(path, &error).await {
+            Some(suspended) => return Ok(not_stored(path, &suspended, context)),
+            None => return Err(error),
+        },
+    };
     // Whatever becomes of the others, PostgreSQL will ask for them.
     match tokio::time::timeout_at(ends.into(), along).await {
         Ok(Ok(Ok(count))) => tracing::info!("{count} shipped along"),
@@ -97,6 +115,7 @@ async fn push(path: &Path, context: &Context) -> Result<End> {
             "file": pushed.file,
             "stored_bytes": pushed.stored,
             "already_there": pushed.already,
+            "suspended": null,
         }));
     } else {
         tracing::info!(
@@ -105,6 +124,9 @@ async fn push(path: &Path, context: &Context) -> Result<End> {
             if pushed.already { "is in the repository already" } else { "archived" },
             human::size(pushed.stored)
         );
+    }
+    if suspensions.has_ended() {
+        suspend::settle(&suspensions, context).await;
     }
     Ok(End::Done)
 }
@@ -149,6 +171,21 @@ async fn take_along(mirror: &Mirror, cluster: &ClusterConfig, ends: Instant, con
             tracing::warn!("repository {} takes too long; it catches up later", mirror.name);
         }
     }
+}
+
+/// PostgreSQL is told "archived", and everybody else that it is not.
+fn not_stored(path: &Path, suspended: &Suspended, context: &Context) -> End {
+    tracing::error!("{}", suspended.of_file(path));
+    if context.output.json {
+        let file = path.file_name().map(|name| name.to_string_lossy());
+        context.output.document(&json!({
+            "file": file,
+            "stored_bytes": null,
+            "already_there": false,
+            "suspended": suspended,
+        }));
+    }
+    End::Done
 }
 
 async fn fetch(file: WalFile, destination: &Path, until: Option<SegmentName>, context: &Context) -> Result<End> {

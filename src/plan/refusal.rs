@@ -17,7 +17,7 @@ use crate::{
     error::Error,
     human,
     postgres::{Lsn, SegmentName, TimelineHistory},
-    repository::BackupDocument,
+    repository::{BackupDocument, GapNote},
 };
 
 impl Planner<'_> {
@@ -118,9 +118,10 @@ impl Planner<'_> {
                 .hint(format!("the latest instant before that is --to {}", reach.end));
         }
         if let (Some(gap), true) = (gap, ordered) {
-            let missing = self.missing(gap, history);
-            let refused =
-                Error::not_found(format!("{target} lies in a gap of the archive: {missing} missing; {last_commit}"));
+            let (missing, why) = (self.missing(gap, history), self.why_missing(gap, history));
+            let refused = Error::not_found(format!(
+                "{target} lies in a gap of the archive: {missing} missing{why}; {last_commit}"
+            ));
             return match gap.after {
                 Some(after) => refused.hint(nearest(reach, after)),
                 None => refused.hint(format!(
@@ -138,9 +139,13 @@ impl Planner<'_> {
             Point::Name(name) => format!("there is no restore point \"{name}\" in the archive"),
             _ => format!("{target} is after the end of the archive ({})", reach.end),
         };
-        let gap = gap.map_or_else(String::new, |gap| {
-            format!(", as far as that reaches: behind it {} missing", self.missing(gap, history))
-        });
+        let gap = gap.map_or_else(
+            || self.why_no_more(reach.end),
+            |gap| {
+                let (missing, why) = (self.missing(gap, history), self.why_missing(gap, history));
+                format!(", as far as that reaches: behind it {missing} missing{why}")
+            },
+        );
         Error::not_found(format!("{missing}{gap}; {last_commit}"))
             .hint("everything there is: --to latest; if the server still runs: select pg_switch_wal(), and plan again")
     }
@@ -184,8 +189,9 @@ impl Planner<'_> {
     /// What `latest` leaves behind a gap.
     pub(super) fn lost_behind(&self, gap: Gap, history: &TimelineHistory) -> String {
         format!(
-            "the archive goes on behind a gap ({} missing), but no backup was taken there: nothing behind the gap can be recovered; take a backup",
-            self.missing(gap, history)
+            "the archive goes on behind a gap ({} missing{}), but no backup was taken there: nothing behind the gap can be recovered; take a backup",
+            self.missing(gap, history),
+            self.why_missing(gap, history)
         )
     }
 
@@ -196,6 +202,25 @@ impl Planner<'_> {
             0 => format!("{} is", name(gap.first)),
             more => format!("{} segments, {} to {}, are", more + 1, name(gap.first), name(gap.last)),
         }
+    }
+
+    /// Why they are missing, where a person let them go.
+    fn why_missing(&self, gap: Gap, history: &TimelineHistory) -> String {
+        let name = |number| path::segment_on(history, number, self.system.document.segment_size);
+        let let_go = |note: &&GapNote| (gap.first..=gap.last).filter_map(name).any(|name| note.holds(name));
+        let note = self.suspensions.iter().find(let_go);
+        note.map(|note| format!(": {}", note.suspended)).unwrap_or_default()
+    }
+
+    /// That what comes after the end of the archive was let go.
+    fn why_no_more(&self, end: Lsn) -> String {
+        let size = self.system.document.segment_size;
+        let behind = |note: &&GapNote| {
+            let mut missing = note.missing.iter().filter_map(|row| row.first.start(size).ok());
+            note.suspended.resumed.is_none() || missing.any(|start| start.0 + size.bytes() > end.0)
+        };
+        let note = self.suspensions.iter().rfind(behind);
+        note.map(|note| format!("; {}", note.suspended)).unwrap_or_default()
     }
 
     fn last_commit(&self, reach: &Reach) -> String {

@@ -16,7 +16,7 @@ use crate::{
     interrupt::Interrupt,
     postgres::{Lsn, SegmentName, TimelineHistory, TimelineId},
     progress::Progress,
-    repository::{BackupDocument, BackupId, System},
+    repository::{BackupDocument, BackupId, GapNote, System},
 };
 
 /// What is wished, and what of the choice was made by a person.
@@ -51,7 +51,8 @@ pub async fn plan(systems: &[System], request: &PlanRequest, watch: &Watch) -> R
         if !backups.iter().any(wanted) {
             continue;
         }
-        let planner = Planner { system, request, watch, backups };
+        let suspensions = system.gap_notes().await?;
+        let planner = Planner { system, request, watch, suspensions, backups };
         match planner.plan().await {
             Err(error) if error.kind() == Kind::NotFound => first_error = first_error.or(Some(error)),
             done => return done,
@@ -67,6 +68,8 @@ pub(super) struct Planner<'a> {
     pub(super) system: &'a System,
     pub(super) request: &'a PlanRequest,
     pub(super) watch: &'a Watch,
+    /// When archiving was suspended, the oldest first.
+    pub(super) suspensions: Vec<GapNote>,
     backups: Vec<BackupDocument>,
 }
 

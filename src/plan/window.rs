@@ -8,6 +8,7 @@
 mod edges;
 mod gather;
 mod rows;
+mod suspended;
 
 pub use gather::{Depth, timelines};
 
@@ -16,7 +17,7 @@ use serde::Serialize;
 
 use crate::{
     postgres::{Lsn, SegmentName, TimelineId},
-    repository::{BackupId, SystemDocument},
+    repository::{BackupId, GapNote, Suspended, SystemDocument},
 };
 
 /// The timelines of one system.
@@ -26,6 +27,9 @@ pub struct Timelines {
     pub system: SystemDocument,
     /// Its timelines by their numbers, so that a parent comes before its children.
     pub timelines: Vec<Timeline>,
+    /// When archiving was suspended, the oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub suspensions: Vec<GapNote>,
 }
 
 impl Timelines {
@@ -152,6 +156,9 @@ pub struct Gap {
     pub from: Instant,
     /// What is there after it.
     pub to: Instant,
+    /// That a person let them go, if that is why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suspended: Option<Suspended>,
 }
 
 /// An unbroken interval of instants that can be recovered along a timeline.
@@ -189,6 +196,9 @@ pub enum WindowEnd {
     Missing {
         /// The first.
         segment: SegmentName,
+        /// That a person let it go, if that is why.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        suspended: Option<Suspended>,
     },
     /// The object of a segment is damaged.
     Damaged {

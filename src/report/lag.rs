@@ -119,9 +119,10 @@ impl Lag {
         self.durable_lsn = Some(durable);
         let bytes = place.lsn.since(durable);
         self.not_durable_bytes = Some(bytes);
-        // The last durable segment was written to until what follows began.
+        // The last durable segment was written to until what follows began; one in pieces is written to still.
         let last = SegmentName::holding(place.timeline, Lsn(durable.0.saturating_sub(1)), place.size);
         let file = place.wal.and_then(|wal| wal.segments.iter().find(|segment| segment.name == last));
+        let file = file.filter(|_| !ends_in(row, last));
         self.not_durable_seconds = match (bytes, file, row.to.time) {
             (0, ..) => Some(0.0),
             (_, Some(file), _) => Some(file.age.as_secs_f64()),
@@ -168,7 +169,9 @@ fn durable<'a>(system: &'a Timelines, timeline: TimelineId, wal: Option<&PgWal>)
     let (row, end) = last_row(system, timeline)?;
     let end = Lsn(end);
     let waiting = wal.into_iter().flat_map(|wal| &wal.ready).filter_map(|marked| match marked.file {
-        WalFile::Segment(name) if name.timeline == timeline && !is_stored(system, name) => name.start(size).ok(),
+        WalFile::Segment(name) if name.timeline == timeline && !is_stored(system, name) && !ends_in(row, name) => {
+            name.start(size).ok()
+        }
         _ => None,
     });
     let durable = waiting.min().map_or(end, |first| first.min(end));
@@ -177,11 +180,20 @@ fn durable<'a>(system: &'a Timelines, timeline: TimelineId, wal: Option<&PgWal>)
     Some((durable, holds.unwrap_or(row)))
 }
 
+/// Whether a row ends in pieces of that segment.
+fn ends_in(row: &Row, name: SegmentName) -> bool {
+    row.in_pieces && row.last == name
+}
+
 /// The last row on the way to a timeline, and where what of it is on that way ends.
 fn last_row(system: &Timelines, timeline: TimelineId) -> Option<(&Row, u64)> {
     let size = system.system.segment_size;
     let timeline = system.get(timeline)?;
-    let end = |row: &Row| Some((row.last.number(size).ok()? + 1) * size.bytes());
+    let end = |row: &Row| match row.in_pieces {
+        // As far as its last whole record: what is behind that in the pieces is of no use alone.
+        true => Some(row.to.lsn.0),
+        false => Some((row.last.number(size).ok()? + 1) * size.bytes()),
+    };
     match (timeline.rows.last(), &timeline.fork) {
         (Some(row), _) => Some((row, end(row)?)),
         (None, Some(fork)) => {
@@ -193,9 +205,10 @@ fn last_row(system: &Timelines, timeline: TimelineId) -> Option<(&Row, u64)> {
     }
 }
 
-/// Whether the repository has a segment.
+/// Whether the repository has a segment, whole.
 pub(super) fn is_stored(system: &Timelines, name: SegmentName) -> bool {
-    system.get(name.timeline).is_some_and(|t| t.rows.iter().any(|row| (row.first..=row.last).contains(&name)))
+    let holds = |row: &Row| (row.first..=row.last).contains(&name) && !ends_in(row, name);
+    system.get(name.timeline).is_some_and(|t| t.rows.iter().any(holds))
 }
 
 /// Segments that PostgreSQL holds for archived and that are in none of these systems, which are all of the same
@@ -217,10 +230,18 @@ pub(super) fn not_arrived(seen: &Seen<'_>, systems: &[&Timelines]) -> Vec<Segmen
         .filter_map(|(file, _)| if let WalFile::Segment(name) = file { Some(name) } else { None })
         .filter(|name| is_on_the_way(newest, server.timeline, *name))
         .filter(|name| !systems.iter().any(|system| is_stored(system, *name)))
+        .filter(|name| !was_let_go(seen, systems, *name))
         .collect();
     missing.sort_unstable();
     missing.dedup();
     missing
+}
+
+/// Whether a person let that segment go.
+fn was_let_go(seen: &Seen<'_>, systems: &[&Timelines], name: SegmentName) -> bool {
+    let here = seen.suspended.iter().flat_map(|here| here.current.iter().chain(&here.not_noted));
+    here.into_iter().any(|(_, skipped)| skipped.contains(&name))
+        || systems.iter().flat_map(|system| &system.suspensions).any(|note| note.holds(name))
 }
 
 fn is_on_the_way(system: &Timelines, to: TimelineId, name: SegmentName) -> bool {
@@ -304,6 +325,20 @@ mod tests {
         assert_eq!(durable(&wal), Some((Lsn(41 * SIZE.bytes()), name(40))));
         // It is nowhere any more: a gap, behind which the archive goes on.
         assert_eq!(durable(&PgWal::default()), Some((Lsn(44 * SIZE.bytes()), name(43))));
+    }
+
+    #[test]
+    fn pieces_of_the_last_segment_count_as_far_as_they_go() {
+        let mut systems = trees::single();
+        let row = systems[0].timelines[0].rows.last_mut().unwrap();
+        (row.last, row.in_pieces, row.to.lsn) = (name(41), true, Lsn(41 * SIZE.bytes() + 500));
+        let waits = PgWal { ready: vec![marked(41, 1)], segments: vec![written(41, 0)], ..PgWal::default() };
+        let mut seen = seen(&systems);
+        seen.wal = Ok(waits);
+        seen.server = Ok(crate::report::status::ServerSeen { lsn: Lsn(41 * SIZE.bytes() + 700), ..server() });
+        let lag = Lag::of(&seen, systems.last());
+        assert_eq!((lag.durable_lsn, lag.not_durable_bytes), (Some(Lsn(41 * SIZE.bytes() + 500)), Some(200)));
+        assert_eq!(lag.not_durable_seconds, Some(420.0), "by the last commit in them: the file is written to still");
     }
 
     #[test]

@@ -3,10 +3,11 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use super::status::{NotSeen, Seen, ServerSeen, Status};
+use super::status::{NotSeen, Seen, ServerSeen, Status, SuspendedSeen};
 use crate::{
+    archive::{Record, Suspensions},
     clock::Clock,
-    config::ClusterConfig,
+    config::{ClusterConfig, Config},
     error::{Error, Kind, Result},
     plan::{
         Watch,
@@ -20,6 +21,7 @@ use crate::{
 /// The state of a cluster. `store` opens the repository; that, and what is read there, may take `patience`. A
 /// repository that is not reached is told in the status; an error means that it is none, or damaged.
 pub async fn status(
+    config: &Config,
     cluster: &ClusterConfig,
     store: impl Future<Output = Result<Arc<dyn Store>>>,
     patience: Option<Duration>,
@@ -28,6 +30,7 @@ pub async fn status(
 ) -> Result<Status> {
     // What the server and its files say is archived has to be in the repository, which is looked at after them.
     let (now, here, wal) = (clock.now(), here(cluster), pg_wal(cluster));
+    let suspended = suspended(config, cluster);
     let server = server(cluster).await;
     let read = systems(cluster, store, watch);
     let systems = match patience {
@@ -40,7 +43,7 @@ pub async fn status(
         Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Denied) => (Vec::new(), Some(error.to_string())),
         systems => (systems?, None),
     };
-    Ok(Status::of(&Seen { systems: &systems, unreachable, here, wal, server, now }))
+    Ok(Status::of(&Seen { systems: &systems, unreachable, here, wal, suspended, server, now }))
 }
 
 async fn systems(
@@ -80,6 +83,21 @@ fn pg_wal(cluster: &ClusterConfig) -> Result<PgWal, NotSeen> {
     let pgdata = cluster.pgdata().map_err(|error| NotSeen { why: error.to_string(), tried: false })?;
     PgWal::look(pgdata)
         .map_err(|error| NotSeen { why: Error::io("read", &pgdata.join("pg_wal"), error).to_string(), tried: true })
+}
+
+fn suspended(config: &Config, cluster: &ClusterConfig) -> Result<SuspendedSeen, NotSeen> {
+    cluster.pgdata().map_err(|error| NotSeen { why: error.to_string(), tried: false })?;
+    let look = || {
+        let suspensions = Suspensions::of(config, cluster)?;
+        let current = suspensions.current()?;
+        let ended = suspensions.pending()?.into_iter().filter(|record| record.begun.suspended.resumed.is_some());
+        let skipped = |record: &Record| record.segments().collect::<Vec<_>>();
+        Ok::<_, Error>(SuspendedSeen {
+            not_noted: ended.map(|record| (record.begun.suspended.clone(), skipped(&record))).collect(),
+            current: current.map(|record| (record.begun.suspended.clone(), skipped(&record))),
+        })
+    };
+    look().map_err(|error| NotSeen { why: error.to_string(), tried: true })
 }
 
 async fn server(cluster: &ClusterConfig) -> Result<ServerSeen, NotSeen> {

@@ -122,6 +122,10 @@ const FIGURES: &[Figure] = &[
         ),
         |s| s.not_arrived.map(|missing| count(missing.segments as u64)),
     ),
+    (
+        metric("walden_archive_suspended", "Whether archiving is suspended, so that WAL is stored nowhere; 0 or 1."),
+        |s| flag(s.suspended),
+    ),
     (metric("walden_wal_lsn_bytes", "The end of the WAL that the server has written, as a number of bytes."), |s| {
         s.lag.server_lsn.map(|lsn| count(lsn.0))
     }),

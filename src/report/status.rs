@@ -1,6 +1,7 @@
 //! The state of a cluster's recoverability: what there is, and what needs a person. Pure: what was seen comes in.
 
 mod archiving;
+mod suspended;
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::{
         pg_wal::PgWal,
         sql::{ArchiveMode, ArchiverStatus, Slot},
     },
-    repository::{BackupId, Incarnation},
+    repository::{BackupId, Incarnation, Suspended},
 };
 
 /// What was seen of a cluster. The server and its files are looked at before the repository: what was said to be
@@ -32,6 +33,8 @@ pub struct Seen<'a> {
     pub here: Option<Incarnation>,
     /// Its `pg_wal`.
     pub wal: Result<PgWal, NotSeen>,
+    /// What this host knows of suspended archiving.
+    pub suspended: Result<SuspendedSeen, NotSeen>,
     /// What its server says of archiving.
     pub server: Result<ServerSeen, NotSeen>,
     /// When all that was seen.
@@ -45,6 +48,15 @@ pub struct NotSeen {
     pub why: String,
     /// Whether it was looked for: where nothing is configured there is nothing to look for.
     pub tried: bool,
+}
+
+/// What a host knows of suspended archiving, with the segments that were not archived because of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SuspendedSeen {
+    /// The suspension that lasts.
+    pub current: Option<(Suspended, Vec<SegmentName>)>,
+    /// Those that have ended, and that the repository does not know of.
+    pub not_noted: Vec<(Suspended, Vec<SegmentName>)>,
 }
 
 /// What a server says of its archiving.
@@ -107,6 +119,10 @@ pub struct Status {
     pub failed: Option<i64>,
     /// Segments that PostgreSQL holds for archived and the repository does not have; none where that cannot be told.
     pub not_arrived: Option<NotArrived>,
+    /// Whether archiving is suspended, as this host or else the repository knows; none where neither does.
+    pub suspended: Option<bool>,
+    /// Who suspended it, when and why; and what PostgreSQL was told is archived since, as far as this host knows.
+    pub suspension: Option<Suspension>,
     /// The server's replication slots that hold WAL back; none where the server does not tell.
     pub slots: Option<Vec<HeldBack>>,
     /// Why the repository could not be read, where it could not.
@@ -161,6 +177,20 @@ pub struct NotArrived {
     /// The first.
     pub first: Option<SegmentName>,
     /// The last.
+    pub last: Option<SegmentName>,
+}
+
+/// A suspension that lasts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Suspension {
+    /// When, who and why.
+    #[serde(flatten)]
+    pub by: Suspended,
+    /// How many segments PostgreSQL was told are archived; none where this host does not know.
+    pub skipped: Option<usize>,
+    /// The first of them.
+    pub first: Option<SegmentName>,
+    /// The last of them.
     pub last: Option<SegmentName>,
 }
 
@@ -250,6 +280,8 @@ impl Status {
             failing: None,
             failed: None,
             not_arrived: None,
+            suspended: None,
+            suspension: None,
             slots: None,
             unreachable: seen.unreachable.clone(),
             concerns: Vec::new(),
@@ -262,6 +294,7 @@ impl Status {
             );
         }
         status.archiving(seen);
+        status.suspensions(seen);
         match (system, live) {
             (Some(system), live) => {
                 status.systems(seen, system);

@@ -161,7 +161,7 @@ fn tell(timelines: &Timelines, timeline: &Timeline, live: bool, width: usize, li
 
 /// Whether the end of a window is told as a gap anyway.
 fn is_gap(timelines: &Timelines, timeline: &Timeline, end: &crate::plan::window::WindowEnd) -> bool {
-    let crate::plan::window::WindowEnd::Missing { segment } = end else { return false };
+    let crate::plan::window::WindowEnd::Missing { segment, .. } = end else { return false };
     let on = timelines.get(segment.timeline).unwrap_or(timeline);
     on.gaps.iter().any(|gap| (gap.first..=gap.last).contains(segment))
 }

@@ -38,7 +38,7 @@ pub fn system(number: u64, first_seen: &str, postgres: u32, timelines: Vec<Timel
         block_size: 8192,
         first_seen: at(first_seen),
     };
-    Timelines { system, timelines }
+    Timelines { system, timelines, suspensions: Vec::new() }
 }
 
 pub fn timeline(number: u32) -> Timeline {
@@ -84,6 +84,7 @@ impl Timeline {
             segments: last - first + 1,
             from: instant(lsn(first, 0), from),
             to: instant(lsn(last + 1, 0), to),
+            suspended: None,
         });
         self
     }
@@ -204,7 +205,7 @@ pub fn gap() -> Vec<Timelines> {
         .row(18, "21 02:40", 40, "21 09:58")
         .backup(3, "20 23:00:07", None)
         .backup(22, "21 05:00", None)
-        .window(3, "20 23:00:07", 14, "21 01:30", WindowEnd::Missing { segment: name(1, 15) })
+        .window(3, "20 23:00:07", 14, "21 01:30", WindowEnd::Missing { segment: name(1, 15), suspended: None })
         .window(22, "21 05:00", 40, "21 09:58", WindowEnd::Archive);
     vec![system(7_412_345_678_901_234_567, "20 22:00", 17, vec![one])]
 }

@@ -6,6 +6,7 @@ use super::escape::plain;
 use crate::{
     human,
     plan::window::{Fork, Gap, Timeline, Window, WindowEnd},
+    repository::GapNote,
 };
 
 /// How long ago `then` was, as far as the clocks agree.
@@ -66,9 +67,10 @@ pub fn age(window: &Window, now: DateTime<Utc>) -> String {
 /// `3 segments are missing, 000000010000000000000004 to 000000010000000000000006`.
 #[must_use]
 pub fn missing(gap: &Gap) -> String {
+    let why = gap.suspended.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
     match gap.segments {
-        1 => format!("segment {} is missing", gap.first),
-        many => format!("{many} segments are missing, {} to {}", gap.first, gap.last),
+        1 => format!("segment {} is missing{why}", gap.first),
+        many => format!("{many} segments are missing, {} to {}{why}", gap.first, gap.last),
     }
 }
 
@@ -77,7 +79,8 @@ pub fn missing(gap: &Gap) -> String {
 pub fn end(end: &WindowEnd) -> Option<String> {
     Some(match end {
         WindowEnd::Archive => return None,
-        WindowEnd::Missing { segment } => format!("segment {segment} is missing"),
+        WindowEnd::Missing { segment, suspended: None } => format!("segment {segment} is missing"),
+        WindowEnd::Missing { segment, suspended: Some(why) } => format!("segment {segment} is missing: {why}"),
         WindowEnd::Damaged { segment, what } => format!("segment {segment} is damaged: {what}"),
         WindowEnd::Pieces { what, .. } => what.clone(),
         WindowEnd::Minimal { at } => format!("at {at} the server was started with wal_level = minimal"),
@@ -91,4 +94,14 @@ pub fn fork(fork: &Fork) -> String {
     let when = fork.left.map_or_else(String::new, |left| format!(", {}", human::time(left)));
     let why = if fork.reason.is_empty() { String::new() } else { format!(" ({})", plain(&fork.reason)) };
     format!("forked from timeline {} at {}{when}{why}", fork.parent, fork.lsn)
+}
+
+/// What was, or is, let go and why, in one line.
+#[must_use]
+pub fn suspension(note: &GapNote) -> String {
+    match (note.from, note.to) {
+        (Some(from), Some(to)) => format!("nothing from {from} to {to} is archived: {}", note.suspended),
+        (Some(from), None) => format!("what came after {from} is not archived: {}", note.suspended),
+        _ => note.suspended.to_string(),
+    }
 }

@@ -6,6 +6,7 @@ mod documents;
 mod environment;
 mod extra;
 mod files;
+mod gaps;
 mod layer_maps;
 mod layout;
 pub mod lease;
@@ -37,6 +38,7 @@ pub use documents::{
 pub use environment::{ConfigurationFiles, Environment, Library, Needed, Unknown, list};
 pub use extra::{ExtraObject, ExtraWriter, LeftOut, Member, MemberKind};
 pub use files::Files;
+pub use gaps::{GapNote, MissingRow, Suspended, rows as rows_of_segments};
 pub use layer_maps::{LayerMaps, Overlaid, overlay};
 pub use layout::{REPOSITORY, SystemFolder, segment_of};
 pub use listing::Stored;

@@ -80,7 +80,7 @@ impl System {
         Err(Error::unavailable(format!("the notes in {folder} change faster than one can be added")))
     }
 
-    async fn note_numbers(&self, folder: &str) -> Result<Vec<u32>> {
+    pub(super) async fn note_numbers(&self, folder: &str) -> Result<Vec<u32>> {
         let listed = store::list_all(&*self.store, folder).await?;
         let mut numbers: Vec<u32> = listed.iter().filter_map(|l| layout::number_of(&l.key, "")).collect();
         numbers.sort_unstable();
@@ -88,6 +88,6 @@ impl System {
     }
 }
 
-fn key(folder: &str, number: u32) -> Result<Key> {
+pub(super) fn key(folder: &str, number: u32) -> Result<Key> {
     Key::new(format!("{folder}{number}.json"))
 }

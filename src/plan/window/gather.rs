@@ -57,7 +57,9 @@ pub async fn timelines(system: &System, depth: Depth, watch: &Watch) -> Result<T
     let size = system.document.segment_size;
     let mut gather = Gather { system, depth, watch, size, listing, histories, backups, seen: HashMap::new() };
     gather.look().await?;
-    gather.put_together().await
+    let mut timelines = gather.put_together().await?;
+    timelines.explain(system.gap_notes().await?);
+    Ok(timelines)
 }
 
 struct Gather<'a> {
@@ -156,7 +158,7 @@ impl Gather<'_> {
             timeline.gaps = gaps.remove(&timeline.timeline).unwrap_or_default();
             timeline.gaps.sort_by_key(|g| g.first);
         }
-        let mut timelines = Timelines { system: self.system.document.clone(), timelines };
+        let mut timelines = Timelines { system: self.system.document.clone(), timelines, suspensions: Vec::new() };
         if let Some(live) = timelines.timelines.iter().max_by_key(|t| (last_sign(t), t.timeline)).map(|t| t.timeline) {
             timelines.set_live(live);
         }
@@ -319,7 +321,7 @@ impl Gather<'_> {
             from_pieces: if segments.in_pieces { to.since(last_segment.start(self.size)?) } else { 0 },
             end: match (&stretch.stop, next) {
                 (Some(stop), _) => stop.end.clone(),
-                (None, Some(segment)) => WindowEnd::Missing { segment },
+                (None, Some(segment)) => WindowEnd::Missing { segment, suspended: None },
                 (None, None) => WindowEnd::Archive,
             },
         }))
@@ -353,6 +355,7 @@ impl Gather<'_> {
                         lsn: Lsn(numbers.end * self.size.bytes()),
                         time: seen(after, |n| n.start).and_then(|seen| seen.first_time),
                     },
+                    suspended: None,
                 },
             ));
         }

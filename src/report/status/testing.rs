@@ -9,6 +9,7 @@ pub fn seen(systems: &[Timelines]) -> Seen<'_> {
         unreachable: None,
         here: None,
         wal: Err(nothing("data directory")),
+        suspended: Err(nothing("data directory")),
         server: Err(nothing("connection")),
         now: at("21 10:05"),
     }
