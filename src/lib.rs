@@ -9,12 +9,13 @@
 //! |---|---|
 //! | [`error`], [`clock`] | the one error type; time and randomness as they come in. Everyone may use them |
 //! | [`human`], [`progress`], [`interrupt`] | sizes and times in words; how work tells how far it is; how it hears the wish to stop |
+//! | [`service`] | what a long-running process tells systemd |
 //! | [`pace`] | how fast long work goes, and what room it leaves the server |
 //! | [`config`] | walden.toml, the environment, flags: one typed value in which every error names file, key and mend |
 //! | [`cli`] | arguments in, calls down, words and tables out. No logic |
 //! | [`demo`] | the show: a table is dropped by mistake, and comes back |
 //! | [`agent`] | the long-running process: answers the small programs, ships ahead, fetches ahead |
-//! | [`archive`] | push and fetch: what `archive_command` and `restore_command` ask for, and what they will ask for next |
+//! | [`archive`] | push and fetch: what `archive_command` and `restore_command` ask for, and what they will ask for next; receive: WAL as it is written |
 //! | [`check`] | proves that archiving works, setting by setting and then end to end |
 //! | [`backup`] | the backup driver: parallel files between start and stop, parts, manifest |
 //! | [`mirror`] | other repositories that hold the same objects as the first |
@@ -47,6 +48,7 @@ pub mod report;
 pub mod repository;
 pub mod restore;
 pub mod seal;
+pub mod service;
 pub mod store;
 pub mod wal;
 

@@ -13,11 +13,10 @@ mod socket;
 
 use std::{sync::Arc, time::Duration};
 
-use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::JoinSet,
-    time::{MissedTickBehavior, interval, timeout},
+    time::timeout,
 };
 
 use self::{desk::Desk, socket::Socket};
@@ -27,6 +26,7 @@ use crate::{
     config::{self, Config},
     error::{Error, Kind, Result},
     interrupt::Interrupt,
+    service,
 };
 
 /// How long what is under way at the end may take. Whoever is cut off runs `walden` instead.
@@ -64,33 +64,25 @@ impl Agent {
             asked.spawn(metrics::serve(listener, desk.clone(), interrupt.clone()));
         }
         let mut hangup = signal(SignalKind::hangup()).map_err(|e| Error::failed("watch for signals").source(e))?;
-        let watchdog = sd_notify::watchdog_enabled();
-        let mut alive = interval(watchdog.map_or(Duration::from_secs(3600), |limit| limit / 2));
-        alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let alive = service::stay_alive();
+        tokio::pin!(alive);
         let mut answers = JoinSet::new();
-        tell(&[NotifyState::Ready]);
+        service::ready();
         tracing::info!("listening on {}", socket.path().display());
         loop {
             tokio::select! {
                 () = interrupt.asked() => break,
                 _ = hangup.recv() => tracing::info!("the configuration is read with every call: nothing to reload"),
-                _ = alive.tick(), if watchdog.is_some() => tell(&[NotifyState::Watchdog]),
+                () = &mut alive => {}
                 connection = socket.accept() => drop(answers.spawn(answer::serve(connection, desk.clone()))),
                 Some(_) = answers.join_next() => {}
             }
         }
-        tell(&[NotifyState::Stopping]);
+        service::stopping();
         // From here on the small programs find no socket and run walden.
         drop(socket);
         _ = timeout(LAST_WORDS, async { while answers.join_next().await.is_some() {} }).await;
         desk.clear();
         Ok(())
-    }
-}
-
-/// Says something to systemd, where it started the agent. It matters to nobody else.
-fn tell(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!("tell systemd: {error}");
     }
 }

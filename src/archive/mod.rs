@@ -1,11 +1,12 @@
 //! The archive of one system: segments and their companions in and out, as `archive_command` and
-//! `restore_command` ask for it.
+//! `restore_command` ask for it, and WAL as a server streams it.
 
 mod arrival;
 mod backlog;
 mod fetch;
 mod fetcher;
 mod push;
+pub mod receive;
 mod replay;
 mod settle;
 mod shipped;

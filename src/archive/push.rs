@@ -64,12 +64,12 @@ pub async fn push(store: Arc<dyn Store>, cluster: &ClusterName, request: &Push) 
 
 /// A file that is to be checked and compressed.
 pub(super) struct Sealing {
-    /// The system that its data directory belongs to.
+    /// The system that it must belong to.
     pub(super) incarnation: Incarnation,
     file: WalFile,
     path: PathBuf,
-    pgdata: PathBuf,
-    control: ControlFile,
+    /// Whose it is, in words.
+    owner: String,
 }
 
 impl Sealing {
@@ -79,12 +79,27 @@ impl Sealing {
         let pgdata = data_directory(&path, request.pgdata.as_deref())?;
         let control = ControlFile::read(&pgdata)?;
         let incarnation = Incarnation { system: control.system, number: request.incarnation };
-        Ok(Self { incarnation, file, path, pgdata, control })
+        Ok(Self { incarnation, file, path, owner: format!("the data directory {}", pgdata.display()) })
+    }
+
+    /// Of a file that a server of that system has sent: it lies in no data directory.
+    fn received(request: &Push, incarnation: Incarnation) -> Result<Self> {
+        let path = request.path.clone();
+        let file: WalFile = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().parse()?;
+        Ok(Self { incarnation, file, path, owner: "the server".into() })
     }
 
     pub(super) async fn seal(self, effort: Effort) -> Result<Sealed> {
         join(tokio::task::spawn_blocking(move || Sealed::new(self, effort)).await)?
     }
+}
+
+/// Pushes a file that a server of that system has sent.
+pub(super) async fn push_received(system: &System, path: &Path, level: i32) -> Result<Pushed> {
+    let incarnation = system.folder.incarnation;
+    let request = Push { path: path.to_path_buf(), pgdata: None, incarnation: incarnation.number, level };
+    let sealed = Sealing::received(&request, incarnation)?.seal(Effort::alone(level)).await?;
+    store_sealed(system, &sealed, &request).await
 }
 
 /// Puts it into the archive of the system that it belongs to.
@@ -152,7 +167,7 @@ enum Content {
 }
 
 impl Sealed {
-    fn new(Sealing { file, ref path, ref pgdata, control, .. }: Sealing, effort: Effort) -> Result<Self> {
+    fn new(Sealing { incarnation, file, ref path, ref owner }: Sealing, effort: Effort) -> Result<Self> {
         let mut from = File::open(path).map_err(|e| Error::io("open", path, e))?;
         let size = from.metadata().map_err(|e| Error::io("stat", path, e))?.len();
         let mut check = Check::new(file, size);
@@ -179,12 +194,10 @@ impl Sealed {
             )));
         }
         let facts = check.finish()?;
-        if let Some(facts) = facts.as_ref().filter(|f| f.system != control.system) {
+        if let Some(facts) = facts.as_ref().filter(|f| f.system != incarnation.system) {
             return Err(Error::refused(format!(
-                "{file} belongs to system {}, but the data directory {} to system {}",
-                facts.system,
-                pgdata.display(),
-                control.system
+                "{file} belongs to system {}, but {owner} to system {}",
+                facts.system, incarnation.system
             ))
             .hint("a segment of another server lies in this pg_wal; nothing was stored"));
         }

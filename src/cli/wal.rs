@@ -1,5 +1,6 @@
 //! `walden wal`: the archive by hand. `push` and `fetch` are what the small programs call.
 
+mod receive;
 mod show;
 mod summarize;
 mod suspend;
@@ -50,6 +51,8 @@ enum Command {
         #[arg(long, value_name = "SEGMENT")]
         until: Option<SegmentName>,
     },
+    /// Receive WAL by streaming replication and store it as it comes, every second; runs until it is stopped
+    Receive(receive::Args),
     /// Show what a segment holds: its records, commits and aborts, restore points and the like
     Show(show::Args),
     /// Roll up what the heads of segments tell, so that plans and searches need few requests; every backup does some of it
@@ -64,6 +67,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     match &args.command {
         Command::Push { path } => push(path, context).await,
         Command::Fetch { name, destination, until } => fetch(*name, destination, *until, context).await,
+        Command::Receive(args) => receive::run(args, context).await,
         Command::Show(args) => show::run(args, context).await,
         Command::Summarize(args) => summarize::run(args, context).await,
         Command::Suspend(args) => suspend::suspend(args, context).await,

@@ -219,6 +219,62 @@ pub static KEYS: &[Key] = &[
         Is("false"),
         "Let `listen` be an address that other hosts reach.",
     ),
+    key(
+        "receive",
+        "slot",
+        Kind::Text,
+        Nothing,
+        "The physical replication slot of `walden wal receive`; without it `walden_` and the cluster's name, with `_` for what PostgreSQL does not allow. It is made where it is missing.",
+    ),
+    key(
+        "receive",
+        "application_name",
+        Kind::Text,
+        Is("walden"),
+        "The name under which the server knows the receiver: for `synchronous_standby_names` and `pg_stat_replication`.",
+    ),
+    key(
+        "receive",
+        "flush_interval",
+        Kind::Time,
+        Is("1s"),
+        "How long WAL may wait for more before it is stored as a piece of its segment; 1 MiB does not wait. Where commits wait for the repository (`synchronous_standby_names` names the receiver, `flushed_when = \"stored\"`) nothing waits: each piece is a request.",
+    ),
+    key(
+        "receive",
+        "flushed_when",
+        Kind::Choice(&["stored", "spooled"]),
+        Is("stored"),
+        "When the server is told that WAL is flushed, which is what commits wait for and the slot goes by: when it is durable in the repository, or as soon as it is in the spool and synced to disk, from where a restart brings it into the repository first.",
+    ),
+    key(
+        "receive",
+        "spool_limit",
+        Kind::Size,
+        Is("1GB"),
+        "The most bytes that wait for the repository in `receive` below `[archive] state_dir`; two segments always fit. When it is full nothing more is received, and the server keeps its WAL.",
+    ),
+    key(
+        "receive",
+        "slot_limit",
+        Kind::Size,
+        Is("10GB"),
+        "Warn when the slot makes the server keep more WAL than this. The server itself gives up the slot only where `max_slot_wal_keep_size` is set.",
+    ),
+    key(
+        "receive",
+        "timeout",
+        Kind::Time,
+        Is("60s"),
+        "After how long without a word from the server the connection is given up and made anew.",
+    ),
+    key(
+        "receive",
+        "accept_gap",
+        Kind::Switch,
+        Is("false"),
+        "Go on behind WAL that neither the server nor the repository has, instead of stopping. No recovery passes such a gap: it takes a new backup. `wal receive --accept-gap` is above it.",
+    ),
     key("backup", "compression", Kind::Compression, Is("zstd:1"), "How parts are compressed: `zstd:LEVEL`, 1 to 19."),
     key(
         "backup",
@@ -350,6 +406,9 @@ mod tests {
 
     #[test]
     fn tables_come_once_each() {
-        assert_eq!(tables().collect::<Vec<_>>(), ["repository", "cluster", "archive", "agent", "backup", "restore"]);
+        assert_eq!(
+            tables().collect::<Vec<_>>(),
+            ["repository", "cluster", "archive", "agent", "receive", "backup", "restore"]
+        );
     }
 }

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    AgentConfig, ArchiveConfig, BackupConfig, ClusterConfig, Config, Connection, Levels, Origin, RepositoryConfig,
-    RepositoryUrl, RestoreConfig, Setting, Value, WaitFor,
+    AgentConfig, ArchiveConfig, BackupConfig, ClusterConfig, Config, Connection, Levels, Origin, ReceiveConfig,
+    RepositoryConfig, RepositoryUrl, RestoreConfig, Setting, Value, WaitFor,
     environment::{self, Known},
     file,
     keys::{self, Fallback, KEYS, Key},
@@ -115,7 +115,7 @@ impl Layers {
     pub fn typed(self, file: Option<PathBuf>) -> Config {
         let settings = self.settings();
         let (repository, archive, agent) = (self.of("repository"), self.of("archive"), self.of("agent"));
-        let (backup, restore) = (self.of("backup"), self.of("restore"));
+        let (receive, backup, restore) = (self.of("receive"), self.of("backup"), self.of("restore"));
         Config {
             file,
             repository: repository.repository(),
@@ -136,6 +136,7 @@ impl Layers {
                 listen: agent.text("listen").and_then(|address| address.parse().ok()),
                 listen_beyond_loopback: agent.switch("listen_beyond_loopback"),
             },
+            receive: receive.receive(),
             backup: BackupConfig {
                 compression: backup.levels("compression").fast,
                 parallel: backup.count("parallel"),
@@ -278,6 +279,19 @@ impl Table<'_> {
         match self.value(name) {
             Some(Value::List(items)) => items.clone(),
             _ => Vec::new(),
+        }
+    }
+
+    fn receive(&self) -> ReceiveConfig {
+        ReceiveConfig {
+            slot: self.text("slot"),
+            application_name: self.text("application_name").unwrap_or_default(),
+            flush_interval: self.time("flush_interval"),
+            flushed_when_spooled: self.text("flushed_when").as_deref() == Some("spooled"),
+            spool_limit: self.size("spool_limit").unwrap_or_default(),
+            slot_limit: self.size("slot_limit").unwrap_or_default(),
+            timeout: self.time("timeout"),
+            accept_gap: self.switch("accept_gap"),
         }
     }
 

@@ -48,6 +48,8 @@ pub struct Config {
     pub archive: ArchiveConfig,
     /// `[agent]`.
     pub agent: AgentConfig,
+    /// `[receive]`.
+    pub receive: ReceiveConfig,
     /// `[backup]`.
     pub backup: BackupConfig,
     /// `[restore]`.
@@ -139,6 +141,27 @@ pub struct AgentConfig {
     pub listen: Option<SocketAddr>,
     /// Whether other hosts may reach that.
     pub listen_beyond_loopback: bool,
+}
+
+/// `[receive]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReceiveConfig {
+    /// The replication slot.
+    pub slot: Option<String>,
+    /// The name under which the server knows the receiver.
+    pub application_name: String,
+    /// How long WAL may wait for more.
+    pub flush_interval: Duration,
+    /// Whether what is durable in the spool counts as flushed.
+    pub flushed_when_spooled: bool,
+    /// The most bytes in the spool.
+    pub spool_limit: u64,
+    /// How much WAL the slot may hold without a warning.
+    pub slot_limit: u64,
+    /// After how long without a word the server is given up.
+    pub timeout: Duration,
+    /// Whether to go on behind WAL that is nowhere any more.
+    pub accept_gap: bool,
 }
 
 /// `[backup]`.

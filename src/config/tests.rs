@@ -90,7 +90,7 @@ fn every_mistake_names_file_line_key_and_mend() {
         (
             "[repo]\nurl = \"s3://b\"",
             "/etc/walden.toml:1: there is no table \"repo\"",
-            "known are repository, cluster, archive, agent, backup, restore",
+            "known are repository, cluster, archive, agent, receive, backup, restore",
         ),
         (
             "[cluster.main]\npgdat = \"/d\"",
@@ -175,8 +175,14 @@ fn every_key_changes_the_configuration() {
     let typed = |more: Option<(&str, &str)>| {
         let config = config("", &[always.as_slice(), more.as_slice()].concat()).unwrap();
         format!(
-            "{:?} {:?} {:?} {:?} {:?} {:?}",
-            config.archive, config.agent, config.backup, config.restore, config.repository, config.clusters
+            "{:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+            config.archive,
+            config.agent,
+            config.receive,
+            config.backup,
+            config.restore,
+            config.repository,
+            config.clusters
         )
     };
     let before = typed(None);

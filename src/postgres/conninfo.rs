@@ -119,6 +119,14 @@ impl Conninfo {
         other
     }
 
+    /// The same server and role, under another `application_name`.
+    #[must_use]
+    pub fn named(&self, application: &str) -> Self {
+        let mut other = self.clone();
+        other.config.application_name(application);
+        other
+    }
+
     /// Reads a connection string. `environment` answers for `PG*` and `HOME`.
     pub fn parse(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
         let mut given =

@@ -40,7 +40,7 @@ pub use extra::{ExtraObject, ExtraWriter, LeftOut, Member, MemberKind};
 pub use files::Files;
 pub use gaps::{GapNote, MissingRow, Suspended, rows as rows_of_segments};
 pub use layer_maps::{LayerMaps, Overlaid, overlay};
-pub use layout::{REPOSITORY, SystemFolder, segment_of};
+pub use layout::{REPOSITORY, SystemFolder, piece_of, segment_of};
 pub use listing::Stored;
 pub use manifest::{Directory, File, FileStat, FileSystem, Hashed, Layer, LayerKind, LayerMap, Manifest, Origin, Part};
 pub use names::{BackupId, ClusterName, EndedRow, Incarnation, RepositoryName, RollUpName};

@@ -31,6 +31,8 @@ pub(super) enum Message {
     CopyIn,
     /// The server will send data.
     CopyOut,
+    /// Both will send data.
+    CopyBoth,
     /// A piece of it.
     CopyData(Bytes),
     /// All of it was sent.
@@ -130,6 +132,7 @@ impl Message {
             b'C' | b'I' => Self::Complete,
             b'G' => Self::CopyIn,
             b'H' => Self::CopyOut,
+            b'W' => Self::CopyBoth,
             b'd' => Self::CopyData(body),
             b'c' => Self::CopyDone,
             b'E' => Self::Error(ServerError::parse(body)?),

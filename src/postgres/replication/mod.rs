@@ -9,6 +9,8 @@ pub mod base_backup;
 mod connect;
 mod facts;
 mod message;
+pub mod slot;
+pub mod stream;
 mod wire;
 
 use std::{collections::HashMap, future::Future, time::Duration};
@@ -189,6 +191,12 @@ impl Replication {
 
     /// The one row that a command gives.
     async fn row(&mut self, command: &str) -> Result<Vec<Option<Bytes>>> {
+        let answer = self.ask(command).await?.map_err(refusal).and_then(|row| row.ok_or_else(garbled));
+        answer.map_err(|e| e.context(command))
+    }
+
+    /// The first row that a command gives, if any, or what the server says against it.
+    async fn ask(&mut self, command: &str) -> Result<std::result::Result<Option<Vec<Option<Bytes>>>, ServerError>> {
         let answer = async {
             self.send(command).await?;
             let mut row = None;
@@ -196,8 +204,11 @@ impl Replication {
                 match self.next().await? {
                     Message::Row(found) => row = row.or(Some(found)),
                     Message::Columns | Message::Complete => {}
-                    Message::Ready => return row.ok_or_else(garbled),
-                    Message::Error(said) => return Err(self.fail(said).await),
+                    Message::Ready => return Ok(Ok(row)),
+                    Message::Error(said) => {
+                        self.settle(&said).await;
+                        return Ok(Err(said));
+                    }
                     _ => return Err(unexpected("in answer to a query")),
                 }
             }
@@ -231,6 +242,12 @@ impl Replication {
 
     /// Reads on to `ReadyForQuery` after an error, where the server still sends one, and makes it ours.
     async fn fail(&mut self, said: ServerError) -> Error {
+        self.settle(&said).await;
+        refusal(said)
+    }
+
+    /// Reads on to where the server waits for the next command, after an error of a command.
+    pub async fn settle(&mut self, said: &ServerError) {
         if said.severity == "ERROR" {
             let rest = async {
                 while !matches!(self.next().await?, Message::Ready) {}
@@ -239,7 +256,6 @@ impl Replication {
             // The first error is the one to tell.
             let _ = within(Some(QUICK), rest).await;
         }
-        refusal(said)
     }
 }
 
