@@ -223,7 +223,8 @@ fn read_to(wal: &[u8], cut: usize) -> Vec<Record> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(8))]
+    // A failure is a whole log: too long to be kept beside the code.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(8) })]
 
     #[test]
     fn a_scan_of_pieces_tells_what_their_records_tell(
