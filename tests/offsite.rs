@@ -12,7 +12,7 @@ use std::{
 };
 
 use walden_testkit::{
-    postgres::{Installation, any, for_each_version},
+    postgres::{Cluster, Installation, Stop, any, for_each_version},
     protected::{Place, Protected},
     run::{Ran, run},
     s3::{Fault, S3Server, What},
@@ -378,4 +378,137 @@ fn what_is_damaged_in_the_first_is_not_copied() {
     spoil(&key);
     assert_eq!(sync(p)["objects"], 3);
     two.are_equal();
+}
+
+/// Restores to the end of the archive beside the cluster, starts the copy, and counts its rows.
+fn restored_rows(p: &Protected, name: &str) -> (Ran, String) {
+    let pgdata = p.scene.path().join(name);
+    let sockets = p.scene.folder(&format!("{name}-sockets"));
+    let ran = p.walden([
+        "restore",
+        "--to",
+        "latest",
+        "--pgdata",
+        pgdata.to_str().unwrap(),
+        "--yes",
+        "--start",
+        "--clone",
+        &format!("--set=unix_socket_directories={}", sockets.display()),
+        "--set=listen_addresses=",
+    ]);
+    ran.expect_code(0);
+    let mut copy = Cluster::attach(&pgdata, p.cluster.installation());
+    let rows = copy.psql("select count(*) from t");
+    copy.stop(Stop::Fast);
+    (ran, rows)
+}
+
+#[test]
+fn when_the_first_is_lost_recovery_goes_on_from_the_other() {
+    for_each_version(|installation| {
+        let two = two(installation, Place::Directory, "");
+        let p = &two.p;
+        work(p);
+        let id = p.backup();
+        work(p);
+        p.cluster.psql("alter system set archive_command = 'false'");
+        p.cluster.reload();
+        fs::rename(&p.repository, p.scene.path().join("lost")).unwrap();
+        let listed = p.walden(["list"]);
+        assert!(listed.ok().contains(&id) && listed.stderr.contains("repository first"), "{listed}");
+        let status = p.walden(["status"]);
+        assert!(status.expect_code(1).stdout.contains("the first repository does not answer"), "{status}");
+        let (_, rows) = restored_rows(p, "copy");
+        assert_eq!(rows, "2000");
+        // What writes does not go to the other instead.
+        let before = objects(&two.offsite);
+        p.walden(["backup"]).expect_code(5);
+        same(&before, &objects(&two.offsite));
+    });
+}
+
+#[test]
+fn a_damaged_object_is_taken_from_the_other() {
+    let two = two(any(), Place::Directory, "");
+    let p = &two.p;
+    work(p);
+    let _ = p.backup();
+    let segment = work(p);
+    for ending in ["part-00001.tar.zst", &segment, "manifest-1.json.zst"] {
+        let key = objects(&p.repository).into_keys().find(|key| key.ends_with(ending)).unwrap();
+        let path = p.repository.join(key);
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&path, bytes).unwrap();
+    }
+    let (ran, rows) = restored_rows(p, "copy");
+    assert_eq!(rows, "2000");
+    for ending in ["part-00001.tar.zst", "manifest-1.json.zst"] {
+        let told = format!("{ending} in repository first is damaged");
+        assert!(ran.stderr.contains(&told), "{ran}");
+    }
+    // From the first alone it cannot be had.
+    let pgdata = p.scene.path().join("another");
+    let arguments =
+        ["--repository", "first", "restore", "--to", "latest", "--yes", "--pgdata", pgdata.to_str().unwrap()];
+    p.walden(arguments).expect_code(6);
+}
+
+#[test]
+fn absence_is_proven_by_all_that_are_configured() {
+    let two = two(any(), Place::Directory, "");
+    let p = &two.p;
+    let names = [work(p), work(p), work(p)];
+    let to = p.scene.path().join("fetched");
+    let fetch = |name: &str, more: &[&str]| {
+        let arguments = ["wal", "fetch", name, to.to_str().unwrap()];
+        let ran = p.walden(arguments.iter().chain(more));
+        ran.code.unwrap()
+    };
+    let remove = |root: &Path, name: &str| {
+        let key = objects(root).into_keys().find(|key| key.ends_with(name)).unwrap();
+        fs::remove_file(root.join(key)).unwrap();
+    };
+    let unknown = "000000010000000900000009";
+    assert_eq!(fetch(unknown, &[]), 1);
+    remove(&p.repository, &names[1]);
+    assert_eq!(fetch(&names[1], &[]), 0, "the other has it");
+    assert_eq!(fetch(&names[1], &["--repository", "first"]), 200, "a hole");
+    remove(&two.offsite, &names[1]);
+    assert_eq!(fetch(&names[1], &[]), 200, "a hole in both");
+    two.away();
+    assert_eq!(fetch(unknown, &[]), 200, "the other may have it");
+    assert_eq!(fetch(unknown, &["--repository", "first"]), 1);
+    assert_eq!(fetch(&names[2], &[]), 0);
+    // With a plan nothing that it needs is called absent, and what it does not need may be.
+    assert_eq!(fetch("00000009.history", &["--until", &names[2]]), 1);
+    assert_eq!(fetch(&names[1], &["--until", &names[2]]), 200);
+    let refused = p.walden(["--repository", "first", "backup"]);
+    assert!(refused.expect_code(2).stderr.contains("for commands that read"), "{refused}");
+    p.walden(["--repository", "second", "list"]).expect_code(2);
+}
+
+#[test]
+fn list_and_status_tell_how_far_the_other_is_behind() {
+    let two = two(any(), Place::Directory, "wait_for = \"first\"");
+    let p = &two.p;
+    work(p);
+    let _ = p.backup();
+    assert!(p.walden(["list"]).ok().contains("offsite: has everything"), "{}", p.walden(["list"]));
+    two.away();
+    work(p);
+    let id = p.backup();
+    let away = p.walden(["status"]);
+    assert!(away.expect_code(1).stdout.contains("offsite"), "{away}");
+    p.cluster.psql("alter system set archive_command = 'false'");
+    p.cluster.reload();
+    two.back();
+    let listed = p.walden(["list"]);
+    assert!(listed.ok().contains(&format!("backup {id} is not there")), "{listed}");
+    let document: serde_json::Value = serde_json::from_str(p.walden(["list", "--json"]).ok()).unwrap();
+    let behind = &document["mirrors"][0]["behind"];
+    assert!(behind["segments"].as_u64().unwrap() > 0 && behind["since"].is_string(), "{behind}");
+    p.walden(["sync"]).expect_code(0);
+    assert!(p.walden(["list"]).ok().contains("offsite: has everything"));
 }

@@ -121,7 +121,7 @@ impl Opened {
                 let (opened, random) = (opened.clone(), random.clone());
                 Box::pin(async move {
                     let opened = opened.upgrade().ok_or_else(Interrupt::error)?;
-                    opened.store(random).await
+                    mirror::reading(&opened.config, None, &random).await
                 })
             };
             let fetcher = Fetcher::new(Box::new(open), fetching, Lifetime::Lasting);

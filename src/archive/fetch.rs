@@ -17,7 +17,7 @@ use crate::{
     error::{Error, Kind, Result},
     postgres::{ControlFile, SegmentName, TimelineId, WalFile},
     repository::{Incarnation, System, join, wal_object},
-    store::Key,
+    store::{self, Key},
 };
 
 /// What is wanted.
@@ -96,16 +96,23 @@ impl Fetch {
 /// Fetches a file to `path`, a temporary one; `None` when it is proven that there is none.
 pub(super) async fn fetch(system: &System, request: &Fetch, path: PathBuf) -> Result<Option<Arrived>> {
     let near = folder_of(&request.destination).to_path_buf();
-    let Some(found) = find(system, request.file).await? else {
-        if let Some(pieces) = pieces::due(system, request).await? {
-            let size = system.document.segment_size;
-            return join(tokio::task::spawn_blocking(move || pieces::write(pieces, size, path, &near)).await)?
-                .map(Some);
+    loop {
+        let Some(found) = find(system, request.file).await? else {
+            if let Some(pieces) = pieces::due(system, request).await? {
+                let size = system.document.segment_size;
+                return join(tokio::task::spawn_blocking(move || pieces::write(pieces, size, path, &near)).await)?
+                    .map(Some);
+            }
+            prove_absent(system, request).await?;
+            return Ok(None);
+        };
+        let (key, to, near) = (found.key.clone(), path.clone(), near.clone());
+        let arrived = join(tokio::task::spawn_blocking(move || Arrived::write(found, to, &near, || true)).await)?;
+        match arrived {
+            Err(error) if store::another_copy(&*system.store, &key, &error) => tracing::warn!("{error}"),
+            arrived => return arrived.map(Some),
         }
-        prove_absent(system, request).await?;
-        return Ok(None);
-    };
-    join(tokio::task::spawn_blocking(move || Arrived::write(found, path, &near, || true)).await)?.map(Some)
+    }
 }
 
 /// The object of a file; `None` when the store says that there is no such key.
@@ -141,6 +148,10 @@ async fn only_partial(system: &System, name: SegmentName) -> Result<Option<Key>>
 
 /// An error unless the absence of the file in this incarnation is beyond doubt.
 async fn prove_absent(system: &System, request: &Fetch) -> Result<()> {
+    if request.until.is_none() {
+        // With a plan nothing that it needs is ever called absent; without one a repository that is away may have it.
+        system.store.all_answer()?;
+    }
     match request.file {
         WalFile::Segment(name) => {
             if on_the_path(system, name, request.until).await? {

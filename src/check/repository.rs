@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::{Line, Request, Surroundings, Teller};
 use crate::{
     config::{self, RepositoryConfig, RepositoryUrl},
-    error::{Kind, Result},
+    error::{Error, Kind, Result},
+    mirror::{self, Mirror},
     postgres::SystemId,
     repository::{self, Incarnation, RepositoryDocument, System},
     store::{
@@ -45,7 +46,12 @@ pub(super) async fn look(
         format!("cluster {}, system {incarnation}, PostgreSQL {}", known.cluster, known.postgres),
     ));
     told.add(absence(&system, around).await);
-    told.add(conditional_writes(&system, request, around).await);
+    if let Ok(repository) = request.config.repository() {
+        told.add(conditional_writes(&system, repository, around).await);
+    }
+    for mirror in mirror::configured(request.config, &around.random) {
+        beside(&mirror, &document, &system, around).await.into_iter().for_each(|line| told.add(line));
+    }
     Some(system)
 }
 
@@ -53,6 +59,24 @@ async fn open(request: &Request<'_>, around: &Surroundings) -> Result<(Arc<dyn S
     let store = config::open_store(request.config.repository()?, around.random.clone()).await?;
     let document = repository::open(&*store).await?;
     Ok((store, document))
+}
+
+/// The same of a repository that is to hold what the first holds.
+async fn beside(mirror: &Mirror, first: &RepositoryDocument, system: &System, around: &Surroundings) -> Vec<Line> {
+    let name = "mirror";
+    let opened = async {
+        let there = mirror.open(first).await?;
+        there.know(system).await.map_err(|e| mirror.told(e))?;
+        Ok::<_, Error>(there)
+    };
+    let there = match opened.await {
+        Ok(there) => there,
+        Err(error) => return vec![Line::error(name, &error)],
+    };
+    let there = System { store: there.store.clone(), ..system.clone() };
+    let lines = [absence(&there, around).await, conditional_writes(&there, mirror.config(), around).await];
+    let of_mirror = |line: Line| Line { name, text: format!("{}: {}", mirror.name, line.text), ..line };
+    [Line::ok(name, format!("{}: {}", mirror.name, mirror.url()))].into_iter().chain(lines.map(of_mirror)).collect()
 }
 
 /// Without the right to list, S3 answers "forbidden" for what is not there, and a recovery could not end.
@@ -79,11 +103,8 @@ async fn absence(system: &System, around: &Surroundings) -> Line {
     }
 }
 
-async fn conditional_writes(system: &System, request: &Request<'_>, around: &Surroundings) -> Line {
+async fn conditional_writes(system: &System, repository: &RepositoryConfig, around: &Surroundings) -> Line {
     let name = "conditional-writes";
-    let Ok(repository) = request.config.repository() else {
-        return Line::fail(name, "no repository is configured", "set url under [repository]");
-    };
     let url = system.store.url();
     let probed = probe(system, repository, around).await;
     let accepted = "accepted by conditional_writes = \"check-then-put\": two servers that archive under one name at the same moment can overwrite each other";

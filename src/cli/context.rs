@@ -8,7 +8,9 @@ use crate::{
     config::{self, ClusterConfig, Config, Lookup, Override},
     error::Result,
     interrupt::{Interrupt, Interrupter},
+    mirror,
     progress::Progress,
+    repository::ClusterName,
     store::Store,
 };
 
@@ -58,9 +60,35 @@ impl Context {
         self.config()?.cluster(self.global.cluster.as_deref())
     }
 
-    /// The configured repository's store, which must be there.
+    /// The store to read from: whichever repository has an object gives it, unless `--repository` names one.
+    pub async fn reading(&self) -> Result<Arc<dyn Store>> {
+        mirror::reading(self.config()?, self.global.repository.as_ref(), &self.random).await
+    }
+
+    /// The first repository's store, which must be there: the one to write to.
     pub async fn store(&self) -> Result<Arc<dyn Store>> {
         config::open_store(self.config()?.repository()?, self.random.clone()).await
+    }
+
+    /// How the other repositories stand beside the first. None are where there is only one, or one is chosen.
+    pub async fn mirror_states(&self, cluster: &ClusterName) -> Result<Vec<mirror::State>> {
+        let mirrors = mirror::configured(self.config()?, &self.random);
+        if mirrors.is_empty() || self.global.repository.is_some() {
+            return Ok(Vec::new());
+        }
+        let unknown = |why: String| -> Vec<mirror::State> {
+            let state = |m: &Arc<mirror::Mirror>| mirror::State {
+                name: m.name.clone(),
+                url: m.url(),
+                behind: None,
+                unknown: Some(why.clone()),
+            };
+            mirrors.iter().map(state).collect()
+        };
+        Ok(match self.store().await {
+            Ok(first) => mirror::State::of_all(&mirrors, &first, cluster).await,
+            Err(error) => unknown(format!("the first repository does not answer: {error}")),
+        })
     }
 
     /// Hears the wish to stop. Only for work that will stop by itself: what does not ask for this is dropped.

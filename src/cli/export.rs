@@ -22,7 +22,7 @@ pub struct Args {
 }
 
 pub async fn run(args: &Args, context: &Context) -> Result<End> {
-    let (cluster, store) = (context.cluster()?, context.store().await?);
+    let (cluster, store) = (context.cluster()?, context.reading().await?);
     let parallel = context.config()?.backup.parallel;
     let mut found = None;
     for system in System::all(&store, &cluster.name).await? {

@@ -52,7 +52,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         timeline: args.timeline,
         limit: args.limit,
     };
-    let systems = System::all(&context.store().await?, &context.cluster()?.name).await?;
+    let systems = System::all(&context.reading().await?, &context.cluster()?.name).await?;
     let watch = watch(context);
     let report = plan::find(&systems, &request, &watch).await;
     watch.progress.finish();

@@ -28,7 +28,7 @@ type Found = (Timelines, Vec<BackupDocument>, Option<Stock>);
 
 pub async fn run(args: &Args, context: &Context) -> Result<End> {
     let cluster = context.cluster()?;
-    let store = context.store().await?;
+    let store = context.reading().await?;
     let weaker = context.config()?.repository()?.check_then_put;
     let mut found = Vec::new();
     for system in System::all(&store, &cluster.name).await? {
@@ -39,6 +39,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         };
         found.push((timelines(&system, Depth::Ends, &cluster, context).await?, backups, stock));
     }
+    let mirrors = context.mirror_states(&cluster.name).await?;
     let out = &context.output;
     if out.json {
         let systems: Vec<_> = found.iter().map(document).collect();
@@ -47,6 +48,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
             "cluster": cluster.name,
             "conditional_writes": !weaker,
             "systems": systems,
+            "mirrors": mirrors,
         }));
         return Ok(End::Done);
     }
@@ -74,6 +76,9 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         if let Some(stock) = stock {
             tell_space(stock, context);
         }
+    }
+    for mirror in &mirrors {
+        out.line(format_args!("repository {}: {}", mirror.name, mirror.words(context.clock.now())));
     }
     if found.is_empty() {
         out.line(format_args!("cluster {} is not in {} yet; begin with: walden init", cluster.name, store.url()));

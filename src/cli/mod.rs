@@ -44,6 +44,7 @@ pub use self::{
 use crate::{
     error::{Error, Result},
     interrupt::{Interrupt, Interrupter},
+    repository::RepositoryName,
     store::s3,
 };
 
@@ -73,6 +74,9 @@ pub struct Global {
     /// The cluster; may be left out when the configuration names one
     #[arg(long, global = true, value_name = "NAME")]
     pub cluster: Option<String>,
+    /// Read from this repository alone: the name of [repository.NAME], or first. For commands that read
+    #[arg(long, global = true, value_name = "NAME")]
+    pub repository: Option<RepositoryName>,
     /// Print one JSON document on standard output
     #[arg(long, global = true)]
     pub json: bool,
@@ -94,7 +98,7 @@ pub struct Global {
 }
 
 /// The flags of [`Global`] that are followed by a value: needed to find the subcommand in bare arguments.
-const VALUE_FLAGS: [&str; 4] = ["--config", "--cluster", "--log-format", "--color"];
+const VALUE_FLAGS: [&str; 5] = ["--config", "--cluster", "--repository", "--log-format", "--color"];
 
 /// How logs are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -159,7 +163,25 @@ enum Command {
     Man(man::Args),
 }
 
+impl Command {
+    /// An error where one repository is chosen for what writes: that goes where the configuration says.
+    fn prove_reads(&self, chosen: Option<&RepositoryName>) -> Result<()> {
+        let reads = match self {
+            Self::Status(_) | Self::List(_) | Self::Find(_) | Self::Timeline(_) | Self::Plan(_) => true,
+            Self::Restore(_) | Self::Export(_) => true,
+            Self::Wal(args) => args.reads(),
+            _ => false,
+        };
+        if reads || chosen.is_none() {
+            return Ok(());
+        }
+        Err(Error::invalid("--repository is for commands that read")
+            .hint("leave it out: what writes goes to the repositories of the configuration"))
+    }
+}
+
 async fn dispatch(command: Command, context: &Context) -> Result<End> {
+    command.prove_reads(context.global.repository.as_ref())?;
     match command {
         Command::Init(args) => init::run(&args, context).await,
         Command::Check(args) => check::run(&args, context).await,

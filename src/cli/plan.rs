@@ -67,7 +67,7 @@ pub async fn make(wish: &Wish, context: &Context) -> Result<(Plan, System)> {
     let now = context.clock.now();
     let target = Target::parse(&wish.to, now)?;
     let cluster = context.cluster()?;
-    let mut systems = System::all(&context.store().await?, &cluster.name).await?;
+    let mut systems = System::all(&context.reading().await?, &cluster.name).await?;
     let request = PlanRequest { target, backup: wish.backup, timeline: wish.timeline, now };
     let plan = plan::plan(&systems, &request, &watch(context)).await?;
     let at = systems.iter().position(|s| s.folder.incarnation == plan.incarnation);

@@ -114,7 +114,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     let mut request = request(args, context)?;
     let (plan, system) = match restore::resumable(&request)? {
         Some(plan) => {
-            let store = context.store().await?;
+            let store = context.reading().await?;
             let system = System::open(store, &plan.cluster, plan.incarnation).await?;
             (plan, system)
         }

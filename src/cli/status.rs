@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{Context, Paint, exit::End, plan::watch};
 use crate::{
-    config::{self, ClusterConfig, Config},
+    config::{ClusterConfig, Config},
     error::{Error, Result},
     human,
     postgres::archive_status::Waiting,
@@ -38,7 +38,8 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     };
     let mut found = Vec::new();
     for cluster in clusters {
-        let status = look(config, &cluster, context).await?;
+        let mut status = look(config, &cluster, context).await?;
+        status.beside(context.mirror_states(&cluster.name).await?, context.clock.now());
         found.push((cluster, status));
     }
     let url = config.repository()?.url.to_string();
@@ -75,9 +76,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
 }
 
 async fn look(config: &Config, cluster: &ClusterConfig, context: &Context) -> Result<Status> {
-    let repository = config.repository()?;
-    let store = config::open_store(repository, context.random.clone());
-    look::status(config, cluster, store, None, &*context.clock, &watch(context)).await
+    look::status(config, cluster, context.reading(), None, &*context.clock, &watch(context)).await
 }
 
 fn show(cluster: &ClusterConfig, status: &Status, url: &str, context: &Context) {
@@ -98,6 +97,9 @@ fn show(cluster: &ClusterConfig, status: &Status, url: &str, context: &Context) 
     line("pg_wal", &pg_wal(status));
     if let (Some(system), Some(version), Some(timeline)) = (status.system, status.postgres, status.timeline) {
         line("system", &format!("{system}, PostgreSQL {version}, on timeline {timeline}"));
+    }
+    for mirror in &status.mirrors {
+        line(mirror.name.as_str(), &mirror.words(now));
     }
     for note in &status.notes {
         line("note", note);

@@ -36,7 +36,7 @@ pub struct Args {
 
 pub async fn run(args: &Args, context: &Context) -> Result<End> {
     let cluster = context.cluster()?;
-    let store = context.store().await?;
+    let store = context.reading().await?;
     let depth = if args.deep { Depth::Records } else { Depth::Ends };
     let mut systems = Vec::new();
     for system in System::all(&store, &cluster.name).await? {

@@ -17,7 +17,7 @@ use serde_json::json;
 use super::{Context, exit::End};
 use crate::{
     archive::{self, Fetch, Fetcher, Fetching, Lifetime, OpenStore, Shipper, Shipping, Suspensions},
-    config::{self, ClusterConfig, WaitFor},
+    config::{ClusterConfig, WaitFor},
     error::{Kind, Result},
     human,
     mirror::{self, Extent, Mirror, Patience, Round},
@@ -61,6 +61,13 @@ enum Command {
     Suspend(suspend::SuspendArgs),
     /// Archive again, note what is missing, and take a backup: recovery goes on from there
     Resume(suspend::ResumeArgs),
+}
+
+impl Args {
+    /// Whether it reads the repository and nothing else.
+    pub fn reads(&self) -> bool {
+        matches!(self.command, Command::Fetch { .. } | Command::Show(_))
+    }
 }
 
 pub async fn run(args: &Args, context: &Context) -> Result<End> {
@@ -201,10 +208,10 @@ async fn fetch(file: WalFile, destination: &Path, until: Option<SegmentName>, co
         pgdata: cluster.pgdata().ok().map(PathBuf::from),
         incarnation: cluster.incarnation,
     };
-    let (repository, random) = (config.repository()?.clone(), context.random.clone());
+    let (all, only, random) = (config.clone(), context.global.repository.clone(), context.random.clone());
     let open: OpenStore = Box::new(move || {
-        let (repository, random) = (repository.clone(), random.clone());
-        Box::pin(async move { config::open_store(&repository, random).await })
+        let (all, only, random) = (all.clone(), only.clone(), random.clone());
+        Box::pin(async move { mirror::reading(&all, only.as_ref(), &random).await })
     });
     let lifetime = Lifetime::OneCall(context.clock.now().into());
     let fetched = Fetcher::new(open, Fetching::of(config, &cluster)?, lifetime).fetch(&request).await;

@@ -10,6 +10,7 @@ mod compare;
 mod copy;
 mod in_step;
 mod patience;
+mod reading;
 mod round;
 
 use std::{
@@ -20,10 +21,11 @@ use std::{
 use tokio::sync::Mutex;
 
 pub use self::{
-    behind::{Behind, behind},
+    behind::{Behind, State, behind},
     catch_up::{CatchUp, CaughtUp, Extent, Problem},
     in_step::InStep,
     patience::Patience,
+    reading::reading,
     round::Round,
 };
 use crate::{
@@ -46,12 +48,12 @@ pub struct Mirror {
     pub name: RepositoryName,
     config: RepositoryConfig,
     random: Arc<Random>,
-    state: Mutex<State>,
+    contact: Mutex<Contact>,
 }
 
 /// What is known of it.
 #[derive(Debug, Default)]
-enum State {
+enum Contact {
     #[default]
     Unknown,
     Opened(Instant, Arc<Opened>),
@@ -79,7 +81,7 @@ pub fn configured(config: &Config, random: &Arc<Random>) -> Vec<Arc<Mirror>> {
             name: name.clone(),
             config: RepositoryConfig { deadline: settings.deadline.min(most), ..settings.clone() },
             random: random.clone(),
-            state: Mutex::default(),
+            contact: Mutex::default(),
         })
     };
     config.mirrors().iter().map(mirror).collect()
@@ -100,10 +102,10 @@ impl Mirror {
 
     /// Opens it, and proves that it is a mirror of that repository. Errors name it.
     pub async fn open(&self, first: &RepositoryDocument) -> Result<Arc<Opened>> {
-        let mut state = self.state.lock().await;
+        let mut state = self.contact.lock().await;
         match &*state {
-            State::Opened(at, opened) if at.elapsed() < TRUSTED => return Ok(opened.clone()),
-            State::Away(at, told) if at.elapsed() < AWAY => return Err(told.again()),
+            Contact::Opened(at, opened) if at.elapsed() < TRUSTED => return Ok(opened.clone()),
+            Contact::Away(at, told) if at.elapsed() < AWAY => return Err(told.again()),
             _ => {}
         }
         let open = async {
@@ -114,8 +116,8 @@ impl Mirror {
         };
         let opened = open.await.map_err(|e: Error| self.told(e));
         *state = match &opened {
-            Ok(opened) => State::Opened(Instant::now(), opened.clone()),
-            Err(error) => State::Away(Instant::now(), Told::of(error)),
+            Ok(opened) => Contact::Opened(Instant::now(), opened.clone()),
+            Err(error) => Contact::Away(Instant::now(), Told::of(error)),
         };
         opened
     }
@@ -139,9 +141,9 @@ impl Mirror {
 
     /// Forgets that it answered, when it did.
     pub(super) async fn doubt_unless_away(&self) {
-        let mut state = self.state.lock().await;
-        if matches!(*state, State::Opened(..)) {
-            *state = State::Unknown;
+        let mut state = self.contact.lock().await;
+        if matches!(*state, Contact::Opened(..)) {
+            *state = Contact::Unknown;
         }
     }
 
@@ -153,7 +155,7 @@ impl Mirror {
 
     /// Forgets that it answered: perhaps it is not the repository any more that it was.
     pub async fn doubt(&self) {
-        *self.state.lock().await = State::Unknown;
+        *self.contact.lock().await = Contact::Unknown;
     }
 
     fn prove(&self, document: &RepositoryDocument, first: &RepositoryDocument) -> Result<()> {

@@ -16,6 +16,7 @@ use crate::{
         summaries::{Need, SegmentSummary, Summaries},
         wal_object,
     },
+    store,
     wal::{End, Ending, Reader, Record, Summary},
 };
 
@@ -242,7 +243,17 @@ fn records<T>(
 fn content(system: &System, name: SegmentName, mut sink: impl FnMut(&[u8]) -> Result<ControlFlow<()>>) -> Result<()> {
     let runtime = Handle::current();
     let key = system.folder.segment(name)?;
-    match runtime.block_on(wal_object::open(&*system.store, &key)) {
+    let store = &*system.store;
+    // What was shown cannot be taken back: damage has to be found before, where another copy could do.
+    while store.has_copies() {
+        let object = runtime.block_on(wal_object::open(store, &key));
+        match object.and_then(|object| object.read(|_| Ok(ControlFlow::Continue(())))) {
+            Err(error) if store::another_copy(store, &key, &error) => {}
+            // Whatever else is wrong, the reading itself will tell.
+            _ => break,
+        }
+    }
+    match runtime.block_on(wal_object::open(store, &key)) {
         Err(error) if error.kind() == Kind::NotFound => {}
         object => return object?.read(sink).map(drop),
     }

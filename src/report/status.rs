@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{escape::plain, lag::Lag, words};
 use crate::{
     human,
+    mirror::State,
     plan::window::{BackupMark, Timeline, Timelines, WindowEnd},
     postgres::{
         Lsn, SegmentName, SegmentSize, SystemId, TimelineId, Version, WalFile,
@@ -127,6 +128,9 @@ pub struct Status {
     pub slots: Option<Vec<HeldBack>>,
     /// Why the repository could not be read, where it could not.
     pub unreachable: Option<String>,
+    /// How the other repositories stand beside the first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mirrors: Vec<State>,
     /// What needs a person.
     pub concerns: Vec<Concern>,
     /// What a person should know.
@@ -284,6 +288,7 @@ impl Status {
             suspension: None,
             slots: None,
             unreachable: seen.unreachable.clone(),
+            mirrors: Vec::new(),
             concerns: Vec::new(),
             notes: Vec::new(),
         };
@@ -313,6 +318,19 @@ impl Status {
             status.verdict = Verdict::NeedsPerson;
         }
         status
+    }
+
+    /// Adds how the other repositories stand.
+    pub fn beside(&mut self, mirrors: Vec<State>, now: DateTime<Utc>) {
+        for mirror in mirrors.iter().filter(|mirror| mirror.needs_person(now)) {
+            let what = format!("repository {}: {}", mirror.name, mirror.words(now));
+            self.concern(
+                what,
+                "walden sync says what hinders it, and copies what is missing; walden check looks at it",
+            );
+            self.verdict = Verdict::NeedsPerson;
+        }
+        self.mirrors = mirrors;
     }
 
     fn concern(&mut self, what: impl Into<String>, mend: impl Into<String>) {

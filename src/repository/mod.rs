@@ -99,8 +99,13 @@ pub async fn clusters(store: &dyn Store) -> Result<Vec<ClusterName>> {
 }
 
 async fn document<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &Key) -> Result<T> {
-    let bytes = store::read(store, key, DOCUMENT_LIMIT).await?;
-    documents::from_bytes(key.as_str(), &bytes)
+    loop {
+        let read = store::read(store, key, DOCUMENT_LIMIT).await;
+        match read.and_then(|bytes| documents::from_bytes(key.as_str(), &bytes)) {
+            Err(error) if store::another_copy(store, key, &error) => {}
+            ended => return ended,
+        }
+    }
 }
 
 /// One system of one cluster in one incarnation: its archive and its backups.
@@ -266,7 +271,13 @@ impl System {
 
     /// Reads the manifest of a backup and proves its hash.
     pub async fn manifest(&self, backup: &BackupDocument) -> Result<Manifest> {
-        self.read_manifest(backup, |text| Manifest::read(text)).await
+        let key = self.folder.manifest(backup.id, backup.manifest)?;
+        loop {
+            match self.read_manifest(backup, |text| Manifest::read(text)).await {
+                Err(error) if store::another_copy(&*self.store, &key, &error) => {}
+                ended => return ended,
+            }
+        }
     }
 
     /// Has `read` read the text of a manifest, and proves its hash.
@@ -310,18 +321,27 @@ impl System {
         if timeline == TimelineId::FIRST {
             return Ok(TimelineHistory::root(timeline));
         }
-        let object = wal_object::open(&*self.store, &self.folder.history(timeline)?).await?;
-        let text = join(
-            tokio::task::spawn_blocking(move || {
-                let mut text = Vec::new();
-                object.read(|bytes| {
-                    text.extend_from_slice(bytes);
-                    Ok(ControlFlow::Continue(()))
-                })?;
-                Ok(text)
-            })
-            .await,
-        )??;
+        let key = self.folder.history(timeline)?;
+        let text = loop {
+            let read = async {
+                let object = wal_object::open(&*self.store, &key).await?;
+                join(
+                    tokio::task::spawn_blocking(move || {
+                        let mut text = Vec::new();
+                        object.read(|bytes| {
+                            text.extend_from_slice(bytes);
+                            Ok(ControlFlow::Continue(()))
+                        })?;
+                        Ok(text)
+                    })
+                    .await,
+                )?
+            };
+            match read.await {
+                Err(error) if store::another_copy(&*self.store, &key, &error) => {}
+                ended => break ended?,
+            }
+        };
         TimelineHistory::parse(timeline, &String::from_utf8_lossy(&text))
     }
 }

@@ -65,6 +65,13 @@ impl System {
 
     /// Adds a note, and clears old ones where that is allowed.
     pub async fn add_restore_note(&self, note: &RestoreNote) -> Result<()> {
+        match self.store.to_write() {
+            Some(open) => Self { store: open.await?, ..self.clone() }.put_restore_note(note).await,
+            None => self.put_restore_note(note).await,
+        }
+    }
+
+    async fn put_restore_note(&self, note: &RestoreNote) -> Result<()> {
         let folder = self.folder.notes(RESTORES);
         let bytes = documents::to_bytes(note)?;
         for _ in 0..4 {

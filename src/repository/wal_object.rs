@@ -15,7 +15,7 @@ use crate::{
     error::{Error, Result},
     postgres::{Lsn, SystemId, TimelineId, Version, WalFile},
     seal::{self, Blake3, HEAD_LIMIT, Head},
-    store::{Download, Key, Store, bridge},
+    store::{self, Download, Key, Store, bridge},
     wal::{List, Summary, summary::SUMMARY_FORMAT},
 };
 
@@ -98,6 +98,15 @@ pub async fn read_head(store: &dyn Store, key: &Key) -> Result<WalHead> {
 
 /// The same, and the length of the object in bytes.
 pub(super) async fn read_head_and_length(store: &dyn Store, key: &Key) -> Result<(WalHead, u64)> {
+    loop {
+        match read_this_head(store, key).await {
+            Err(error) if store::another_copy(store, key, &error) => {}
+            ended => return ended,
+        }
+    }
+}
+
+async fn read_this_head(store: &dyn Store, key: &Key) -> Result<(WalHead, u64)> {
     let mut download = store.get(key, Some(0..(HEAD_LIMIT + 8) as u64)).await?;
     let mut front = Vec::new();
     while let Some(chunk) = download.body.chunk().await? {
@@ -156,7 +165,12 @@ fn damaged(key: &Key, error: Error) -> Error {
 
 /// Opens an object for reading its content on a thread.
 pub async fn open(store: &dyn Store, key: &Key) -> Result<WalObject> {
-    of(store.get(key, None).await?, key).await
+    loop {
+        match of(store.get(key, None).await?, key).await {
+            Err(error) if store::another_copy(store, key, &error) => {}
+            ended => return ended,
+        }
+    }
 }
 
 /// The object of that key, as it comes in.

@@ -2,7 +2,7 @@
 //! are fetched with one ranged request.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io::{self, Read},
     sync::Arc,
 };
@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use crate::{
     error::{Error, Kind, Result},
     pace::Throttle,
-    repository::{BackupId, Layer, LayerBlocks, LayerMaps, Manifest, Part, System},
+    repository::{BackupId, File, Layer, LayerBlocks, LayerMaps, Manifest, Part, System},
     seal::SeekTable,
     store::bridge::{self, BodyReader},
 };
@@ -122,6 +122,17 @@ impl Source {
             at = piece.offset + piece.length - own.limit();
         }
         Ok(())
+    }
+
+    /// These files were found damaged: whether another copy of one of the parts that hold them will be read from now on.
+    pub fn set_aside(&self, files: impl Iterator<Item = File>) -> Result<bool> {
+        let parts: BTreeSet<PartName> =
+            files.flat_map(|file| file.layers.into_iter().map(|layer| (layer.backup, layer.part))).collect();
+        let mut any = false;
+        for (backup, number) in parts {
+            any |= self.system.store.set_aside(&self.system.folder.part(backup, number)?);
+        }
+        Ok(any)
     }
 
     /// The hashes of a layer's blocks; `None` where none were kept. Not on a thread that drives the runtime.

@@ -120,10 +120,38 @@ impl Job {
         })
         .await?;
         self.each(work(&self.manifest, &full, &mended, self.parallel), move |job, work| match work {
-            Work::Run(run) => job.source.fetch(&run, |piece, from| job.receive(piece.file, from)),
-            Work::Batch(files) => job.put_together(&files, &mended),
+            Work::Run(run) => {
+                let files = || run.pieces.iter().map(|piece| piece.file);
+                job.with_any_copy(files, |_| job.source.fetch(&run, |piece, from| job.receive(piece.file, from)))
+            }
+            Work::Batch(files) => {
+                let anew = HashSet::new();
+                let mended = |again| if again { &anew } else { &mended };
+                job.with_any_copy(|| files.iter().copied(), |again| job.put_together(&files, mended(again)))
+            }
         })
         .await
+    }
+
+    /// Writes files by `attempt`; again, from nothing, where that finds damage and another copy of their parts can be had.
+    fn with_any_copy<I: Iterator<Item = usize>>(
+        &self,
+        files: impl Fn() -> I,
+        attempt: impl Fn(bool) -> Result<()>,
+    ) -> Result<()> {
+        let mut again = false;
+        loop {
+            let error = match attempt(again) {
+                Err(error) if error.kind() == Kind::Damaged => error,
+                ended => return ended,
+            };
+            if !self.source.set_aside(files().map(|index| self.manifest.files.at(index)))? {
+                return Err(error);
+            }
+            tracing::warn!("{error}; what it held is taken from another repository");
+            files().try_for_each(|index| self.place.remove(&self.manifest.files.at(index).path))?;
+            again = true;
+        }
     }
 
     /// Fetches a small file into memory, proven.
@@ -131,10 +159,20 @@ impl Job {
         let job = self.clone();
         let file = move || {
             let file = &job.manifest.files.at(index);
-            match stored_whole(file, index) {
+            let read = || match stored_whole(file, index) {
                 Some(piece) => job.read_whole(file, piece),
                 None if file.size == 0 => Ok(Vec::new()),
                 None => job.read_layers(file),
+            };
+            loop {
+                match read() {
+                    Err(error)
+                        if error.kind() == Kind::Damaged && job.source.set_aside([file.clone()].into_iter())? =>
+                    {
+                        tracing::warn!("{error}; it is taken from another repository");
+                    }
+                    ended => return ended,
+                }
             }
         };
         join(tokio::task::spawn_blocking(file).await)?

@@ -75,7 +75,14 @@ impl Rescue {
             incarnation: system.folder.incarnation.number,
             level,
         };
-        match archive::push(system.store.clone(), &system.folder.cluster, &request).await {
+        let pushed = async {
+            let store = match system.store.to_write() {
+                Some(open) => open.await?,
+                None => system.store.clone(),
+            };
+            archive::push(store, &system.folder.cluster, &request).await
+        };
+        match pushed.await {
             Ok(_) => true,
             Err(error) => {
                 tracing::info!(%error, "{} is moved aside", path.display());

@@ -9,12 +9,13 @@ pub mod faulty;
 pub mod probe;
 pub mod retry;
 pub mod s3;
+pub mod several;
 
-use std::{fmt, future::Future, ops::Range, pin::Pin};
+use std::{fmt, future::Future, ops::Range, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// What an asynchronous method of an object-safe trait returns.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
@@ -142,6 +143,33 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Removes an object. One that is not there is a success.
     fn delete<'a>(&'a self, key: &'a Key) -> Answer<'a, ()>;
+
+    /// Whether there may be several copies of an object, so that one that is damaged can be done without.
+    fn has_copies(&self) -> bool {
+        false
+    }
+
+    /// What was read of an object is damaged: whether another copy of it will be read from now on.
+    fn set_aside(&self, _: &Key) -> bool {
+        false
+    }
+
+    /// An error unless everybody that is part of this store has answered when it was asked last, so that what is absent
+    /// is absent from all.
+    fn all_answer(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Opens what is written to instead of this store, where it is for reading alone.
+    fn to_write(&self) -> Option<Answer<'static, Arc<dyn Store>>> {
+        None
+    }
+}
+
+/// Whether reading an object is to be tried again after this error: it was damage, and another copy can be had.
+#[must_use]
+pub fn another_copy(store: &dyn Store, key: &Key, error: &Error) -> bool {
+    error.kind() == Kind::Damaged && store.set_aside(key)
 }
 
 /// The longest object that [`read`] accepts: documents, segments and manifests are shorter.

@@ -57,7 +57,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
 /// Of several systems the one that came last: what an upgrade left behind has names that the new one uses again.
 async fn archived(name: SegmentName, each: bool, context: &Context) -> Result<Found> {
     let cluster = context.cluster()?;
-    let store = context.store().await?;
+    let store = context.reading().await?;
     for system in System::all(&store, &cluster.name).await?.iter().rev() {
         match archive::show(system, name, each).await {
             Ok(Shown { contents, stored, given_up }) => {

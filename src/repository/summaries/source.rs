@@ -174,21 +174,38 @@ impl Source {
 
     /// The summary of a segment from its records, with whole lists.
     pub async fn records(&self, name: SegmentName, length: u64) -> Result<Summary> {
-        self.read(name, length, Summarizer::whole(name.start(self.system.document.segment_size)?)).await
+        let start = name.start(self.system.document.segment_size)?;
+        self.read(name, length, || Summarizer::whole(start)).await
     }
 
     /// The summary of a segment from its records, as a head would hold it.
     pub async fn bounded_records(&self, name: SegmentName, length: u64) -> Result<Summary> {
-        self.read(name, length, Summarizer::new(name.start(self.system.document.segment_size)?)).await
+        let start = name.start(self.system.document.segment_size)?;
+        self.read(name, length, || Summarizer::new(start)).await
     }
 
-    async fn read(&self, name: SegmentName, length: u64, mut summarizer: Summarizer) -> Result<Summary> {
+    async fn read(&self, name: SegmentName, length: u64, summarizer: impl Fn() -> Summarizer) -> Result<Summary> {
         let _turn = self.readers.acquire().await.map_err(|e| Error::internal("wait for a reader").source(e))?;
         let key = self.system.folder.segment(name)?;
-        let object = wal_object::open(&*self.system.store, &key).await.map_err(|e| gone(name, e))?;
+        loop {
+            match self.read_this(name, &key, length, summarizer()).await {
+                Err(error) if store::another_copy(&*self.system.store, &key, &error) => {}
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn read_this(
+        &self,
+        name: SegmentName,
+        key: &store::Key,
+        length: u64,
+        mut summarizer: Summarizer,
+    ) -> Result<Summary> {
+        let object = wal_object::open(&*self.system.store, key).await.map_err(|e| gone(name, e))?;
         same_length(name, length, object.length)?;
         if let Some(head) = &object.head {
-            self.prove(name, &key, head)?;
+            self.prove(name, key, head)?;
         }
         join(
             tokio::task::spawn_blocking(move || {
