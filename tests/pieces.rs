@@ -81,16 +81,6 @@ fn json(ran: &Ran) -> serde_json::Value {
     serde_json::from_str(ran.ok()).unwrap()
 }
 
-fn restored(p: &Protected, to: &str, folder: &str, more: &[&str]) -> Cluster {
-    let pgdata = p.scene.path().join(folder);
-    let sockets = format!("--set=unix_socket_directories={}", p.scene.folder(&format!("{folder}-sockets")).display());
-    let mut arguments = vec!["restore", "--to", to, "--pgdata", pgdata.to_str().unwrap(), "--yes", "--start"];
-    arguments.extend(["--set=listen_addresses=", &sockets]);
-    arguments.extend(more);
-    p.walden(arguments).expect_code(0);
-    Cluster::attach(&pgdata, p.cluster.installation())
-}
-
 #[test]
 fn recovery_reaches_the_last_record_that_was_streamed() {
     for_each_version(|installation| {
@@ -107,7 +97,7 @@ fn recovery_reaches_the_last_record_that_was_streamed() {
         let listed = p.walden(["list"]);
         assert!(listed.ok().contains(&format!("the last {bytes} bytes from pieces")), "{listed}");
 
-        let copy = restored(&p, "latest", "latest", &["--then", "promote"]);
+        let copy = p.restored("latest", "latest", &["--then", "promote"]);
         assert_eq!(copy.psql("select count(*) from t"), "2200");
         assert_eq!(copy.psql("select a from stays"), "1");
     });
@@ -143,7 +133,7 @@ fn every_kind_of_target_lies_in_pieces_too() {
         assert_eq!(plan["last_segment"], name.to_string(), "{to}");
         assert!(plan["from_pieces"].as_u64().is_some_and(|bytes| bytes > 0), "{to}: {plan}");
         let folder = to.replace([':', ' ', '/'], "-");
-        let copy = restored(&p, &to, &folder, &[]);
+        let copy = p.restored(&to, &folder, &[]);
         assert_eq!(copy.psql("select count(*) from t"), rows, "{to}");
     }
 }
@@ -175,7 +165,7 @@ fn a_lost_piece_ends_what_can_be_reached_and_is_told() {
     assert!(plan["warnings"].to_string().contains("are missing"), "{plan}");
     let listed = p.walden(["list"]);
     assert!(listed.ok().contains(&format!("of the pieces of {name} those from offset")), "{listed}");
-    let copy = restored(&p, "latest", "copy", &["--then", "promote"]);
+    let copy = p.restored("latest", "copy", &["--then", "promote"]);
     assert_eq!(copy.psql("select count(*) from t"), "2110", "the transaction that was torn is not there");
     // The segment itself takes over, whatever became of its pieces.
     assert_eq!(p.archive(), name.to_string());
@@ -241,7 +231,7 @@ fn a_segment_made_of_pieces_never_comes_back_as_whole() {
     let name = stream(&p);
     // What was streamed is all that is left of the server.
     p.cluster.stop(Stop::Immediate);
-    let copy = restored(&p, "latest", "copy", &["--then", "promote"]);
+    let copy = p.restored("latest", "copy", &["--then", "promote"]);
     assert_eq!(copy.psql("select count(*) from t"), "2200");
     let made = copy.pgdata().join("pg_wal").join(name.to_string());
     assert!(made.exists(), "the copy restored it");
@@ -257,7 +247,7 @@ fn a_segment_made_of_pieces_never_comes_back_as_whole() {
     copy.wait_archived(&last);
     assert!(!object.exists() && folder.exists());
     assert!(!object.with_file_name(format!("{name}.partial")).exists());
-    let again = restored(&p, "latest", "again", &["--then", "promote"]);
+    let again = p.restored("latest", "again", &["--then", "promote"]);
     assert_eq!(again.psql("select count(*) from t"), "2202");
 
     // A file whose last page alone is not full: all its pages are in place.

@@ -18,7 +18,7 @@ use receiver::{Archived, Load, Receiver, configure, files, flushed, protected, w
 use rustix::process::Signal;
 use walden::postgres::Lsn;
 use walden_testkit::{
-    postgres::{Cluster, Stop, any, for_each_version},
+    postgres::{Cluster, Installation, Stop, any, for_each_version},
     protected::{Place, Protected},
     s3::{Fault, S3Server, What},
 };
@@ -159,11 +159,13 @@ fn a_standby_that_is_promoted_is_followed_to_its_timeline() {
 }
 
 /// Kills everything under a load of commits that wait for the receiver.
-fn acknowledged_commits(flushed_when: &str) -> (Protected, BTreeSet<u32>) {
+fn acknowledged_commits(installation: &Installation, flushed_when: &str) -> (Protected, BTreeSet<u32>) {
     let receive = format!("flushed_when = \"{flushed_when}\"");
-    let mut p = protected(any(), Place::Directory, &receive, |b| b);
+    let mut p = protected(installation, Place::Directory, &receive, |b| b);
     p.cluster.psql("create table if not exists load (x text)");
     let receiver = Receiver::start(&p);
+    // Its WAL comes by this way alone.
+    let _ = p.backup();
     p.cluster.psql("alter system set synchronous_standby_names = 'walden'");
     p.cluster.reload();
     receiver.end(Signal::TERM);
@@ -178,22 +180,39 @@ fn acknowledged_commits(flushed_when: &str) -> (Protected, BTreeSet<u32>) {
     (p, acknowledged)
 }
 
+/// Whether a recovery to the latest instant has them all.
+fn recovers(p: &Protected, acknowledged: &BTreeSet<u32>) {
+    let copy = p.restored("latest", "copy", &[]);
+    let xids: Vec<String> = acknowledged.iter().map(u32::to_string).collect();
+    let lost = format!(
+        "select count(*) from unnest('{{{}}}'::text[]) as x where pg_xact_status(x::xid8) is distinct from 'committed'",
+        xids.join(",")
+    );
+    assert_eq!(copy.psql(&lost), "0");
+    let rows: usize = copy.psql("select count(*) from load").parse().unwrap();
+    assert!(rows >= acknowledged.len(), "{rows} rows of {} commits", acknowledged.len());
+}
+
 #[test]
-fn a_commit_that_waited_for_the_repository_is_in_it() {
-    let (p, acknowledged) = acknowledged_commits("stored");
-    let (_, commits) = Archived::of(&p).commits(FIRST);
-    assert!(acknowledged.is_subset(&commits), "{:?}", acknowledged.difference(&commits));
+fn a_commit_that_waited_for_the_repository_is_recovered_from_it() {
+    for_each_version(|installation| {
+        let (p, acknowledged) = acknowledged_commits(installation, "stored");
+        let (_, commits) = Archived::of(&p).commits(FIRST);
+        assert!(acknowledged.is_subset(&commits), "{:?}", acknowledged.difference(&commits));
+        recovers(&p, &acknowledged);
+    });
 }
 
 #[test]
 fn a_commit_that_waited_for_the_spool_is_brought_in_without_the_server() {
-    let (p, acknowledged) = acknowledged_commits("spooled");
+    let (p, acknowledged) = acknowledged_commits(any(), "spooled");
     // The server is gone for good. What is in the spool comes first.
     let receiver = Receiver::launch(&p, &[]);
     receiver.wait_for("connect to PostgreSQL");
     assert!(receiver.log().contains("from before the start"), "{}", receiver.log());
     let (_, commits) = Archived::of(&p).commits(FIRST);
     assert!(acknowledged.is_subset(&commits), "{:?}", acknowledged.difference(&commits));
+    recovers(&p, &acknowledged);
 }
 
 #[test]

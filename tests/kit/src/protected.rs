@@ -123,6 +123,18 @@ impl Protected {
         self.walden(["-q", "backup"]).ok().to_owned()
     }
 
+    /// The server of a copy that was restored to `to`, in a folder of that name in the scene.
+    pub fn restored(&self, to: &str, folder: &str, more: &[&str]) -> Cluster {
+        let pgdata = self.scene.path().join(folder);
+        let sockets = self.scene.folder(&format!("{folder}-sockets"));
+        let sockets = format!("--set=unix_socket_directories={}", sockets.display());
+        let mut arguments = vec!["restore", "--to", to, "--pgdata", pgdata.to_str().unwrap(), "--yes", "--start"];
+        arguments.extend(["--set=listen_addresses=", &sockets]);
+        arguments.extend(more);
+        self.walden(arguments).expect_code(0);
+        Cluster::attach(&pgdata, self.cluster.installation())
+    }
+
     /// Ends the segment in use and waits until it is archived; gives its name.
     pub fn archive(&self) -> String {
         let name = self.cluster.switch_wal();
