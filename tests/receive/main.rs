@@ -18,6 +18,7 @@ use receiver::{Archived, Load, Receiver, configure, files, flushed, protected, w
 use rustix::process::Signal;
 use walden::postgres::Lsn;
 use walden_testkit::{
+    disk::Disk,
     postgres::{Cluster, Installation, Stop, any, for_each_version},
     protected::{Place, Protected},
     s3::{Fault, S3Server, What},
@@ -162,14 +163,19 @@ fn a_standby_that_is_promoted_is_followed_to_its_timeline() {
 fn acknowledged_commits(installation: &Installation, flushed_when: &str) -> (Protected, BTreeSet<u32>) {
     let receive = format!("flushed_when = \"{flushed_when}\"");
     let mut p = protected(installation, Place::Directory, &receive, |b| b);
+    let acknowledged = acknowledged(&mut p);
+    (p, acknowledged)
+}
+
+fn acknowledged(p: &mut Protected) -> BTreeSet<u32> {
     p.cluster.psql("create table if not exists load (x text)");
-    let receiver = Receiver::start(&p);
+    let receiver = Receiver::start(p);
     // Its WAL comes by this way alone.
     let _ = p.backup();
     p.cluster.psql("alter system set synchronous_standby_names = 'walden'");
     p.cluster.reload();
     receiver.end(Signal::TERM);
-    let receiver = Receiver::start(&p);
+    let receiver = Receiver::start(p);
     receiver.wait_for("commits wait for it");
     let load = Load::start(&p.cluster, 4);
     sleep(Duration::from_secs(2));
@@ -177,7 +183,32 @@ fn acknowledged_commits(installation: &Installation, flushed_when: &str) -> (Pro
     p.cluster.kill9();
     let acknowledged: BTreeSet<u32> = load.acknowledged().into_iter().map(|(_, xid)| xid).collect();
     assert!(acknowledged.len() > 50, "{}", acknowledged.len());
-    (p, acknowledged)
+    acknowledged
+}
+
+#[test]
+fn a_commit_that_waited_survives_the_loss_of_the_repositorys_power() {
+    for flushed_when in ["stored", "spooled"] {
+        let mut p = protected(any(), Place::Directory, "", |b| b);
+        let folder = p.scene.folder("disk");
+        let Some(disk) = Disk::mount(&folder) else { return };
+        p.cluster.owner().own(&folder);
+        p.move_to(&folder);
+        let text = fs::read_to_string(&p.config).unwrap();
+        p.scene.write("walden.toml", format!("{text}\n[receive]\nflushed_when = \"{flushed_when}\"\n"));
+        let acknowledged = acknowledged(&mut p);
+        // Nobody is left who could sync anything.
+        let after = p.scene.path().join("after");
+        let _after = disk.after_power_loss(&after);
+        p.repository = after.join("repository");
+        let text = fs::read_to_string(&p.config).unwrap();
+        p.scene.write("walden.toml", text.replace("/disk/", "/after/"));
+        if flushed_when == "spooled" {
+            let receiver = Receiver::launch(&p, &[]);
+            receiver.wait_for("connect to PostgreSQL");
+        }
+        recovers(&p, &acknowledged);
+    }
 }
 
 /// Whether a recovery to the latest instant has them all.

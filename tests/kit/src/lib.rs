@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod by_hand;
 pub mod clock;
+pub mod disk;
 pub mod owner;
 pub mod postgres;
 pub mod protected;

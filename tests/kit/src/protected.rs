@@ -1,6 +1,12 @@
 //! A cluster that Walden protects: archiving on, the repository made.
 
-use std::{collections::BTreeSet, ffi::OsStr, fs, path::PathBuf, process::Command};
+use std::{
+    collections::BTreeSet,
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use crate::{
     postgres::{Builder, Cluster, Installation},
@@ -112,6 +118,18 @@ impl Protected {
         command
     }
 
+    /// Moves to a new repository in that folder; what this host remembers lies there, too.
+    pub fn move_to(&mut self, folder: &Path) {
+        let repository = folder.join("repository");
+        let (old, new) = (self.repository.display().to_string(), repository.display().to_string());
+        let text = fs::read_to_string(&self.config).expect("the configuration").replace(&old, &new);
+        let text = text.split("\n[archive]").next().unwrap_or_default();
+        let state = folder.join("state");
+        self.scene.write("walden.toml", format!("{text}\n[archive]\nstate_dir = \"{}\"\n", state.display()));
+        self.repository = repository;
+        self.walden(["init"]).expect_code(0);
+    }
+
     /// Runs `walden` with this configuration.
     pub fn walden<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Ran {
         run(&mut self.command(arguments))
@@ -128,10 +146,9 @@ impl Protected {
         let pgdata = self.scene.path().join(folder);
         let sockets = self.scene.folder(&format!("{folder}-sockets"));
         let sockets = format!("--set=unix_socket_directories={}", sockets.display());
-        let mut arguments = vec!["restore", "--to", to, "--pgdata", pgdata.to_str().unwrap(), "--yes", "--start"];
-        arguments.extend(["--set=listen_addresses=", &sockets]);
-        arguments.extend(more);
-        self.walden(arguments).expect_code(0);
+        let mut command =
+            self.command(["restore", "--to", to, "--yes", "--start", "--set=listen_addresses=", &sockets]);
+        run(command.args(more).arg("--pgdata").arg(&pgdata)).expect_code(0);
         Cluster::attach(&pgdata, self.cluster.installation())
     }
 
