@@ -113,8 +113,8 @@ pub trait Upload: Send {
 ///
 /// * Every method is safe to repeat. A store answers within its own deadline: what can be tried again (no
 ///   answer, "slow down", a broken connection, expired credentials that can be refreshed) it has tried again by
-///   then, and reports as [`Kind::Unavailable`](crate::error::Kind::Unavailable).
-/// * [`Kind::NotFound`](crate::error::Kind::NotFound) means proven absent: the place answered that it has no such
+///   then, and reports as [`Kind::Unavailable`].
+/// * [`Kind::NotFound`] means proven absent: the place answered that it has no such
 ///   object. A missing bucket or root folder, refused credentials (`Denied`) and silence are never "absent".
 /// * Objects are never changed. Whoever reads a name twice reads the same bytes.
 /// * No key is another one's folder: `a` and `a/b` are not both objects.
