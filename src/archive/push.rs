@@ -194,21 +194,12 @@ impl Sealed {
             )));
         }
         let facts = check.finish()?;
-        if let Some(facts) = facts.as_ref().filter(|f| f.system != incarnation.system) {
-            return Err(Error::refused(format!(
-                "{file} belongs to system {}, but {owner} to system {}",
-                facts.system, incarnation.system
-            ))
-            .hint("a segment of another server lies in this pg_wal; nothing was stored"));
+        if let Some(facts) = &facts {
+            prove_own(file, facts, incarnation, owner)?;
         }
         let summary = summarizer.map(Summarizer::finish);
         if let (WalFile::Segment(_), Some(summary), Some(facts)) = (file, &summary, &facts) {
             prove_full(file, summary, facts)?;
-        }
-        if let (WalFile::Segment(_), Some(Summary { ending: Ending::Broken { at, why }, .. })) = (file, &summary) {
-            tracing::warn!(
-                "the records of {file} cannot be read at {at}: {why}; it is archived as it is, and recovery will end there"
-            );
         }
         let segment = facts.as_ref();
         let mut head = WalHead {
@@ -364,6 +355,17 @@ impl Check {
     }
 }
 
+fn prove_own(file: WalFile, facts: &wal::SegmentFacts, incarnation: Incarnation, owner: &str) -> Result<()> {
+    if facts.system == incarnation.system {
+        return Ok(());
+    }
+    Err(Error::refused(format!(
+        "{file} belongs to system {}, but {owner} to system {}",
+        facts.system, incarnation.system
+    ))
+    .hint("a segment of another server lies in this pg_wal; nothing was stored"))
+}
+
 /// PostgreSQL leaves no room behind the records of a segment that is complete, unless it switched to the next one. What
 /// was made of pieces has zeros there, even where all its pages are in place.
 fn prove_full(file: WalFile, summary: &Summary, facts: &wal::SegmentFacts) -> Result<()> {
@@ -371,6 +373,11 @@ fn prove_full(file: WalFile, summary: &Summary, facts: &wal::SegmentFacts) -> Re
     if summary.ending == Ending::Zeros && !switched {
         let end = summary.end;
         return Err(refuse(Error::damaged(format!("the records of {file} end at {end}: the segment is not complete"))));
+    }
+    if let Ending::Broken { at, why } = &summary.ending {
+        tracing::warn!(
+            "the records of {file} cannot be read at {at}: {why}; it is archived as it is, and recovery will end there"
+        );
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::json;
 
-use super::{Context, Paint, exit::End, programs};
+use super::{Context, Output, Paint, exit::End, programs};
 use crate::{
     config::{self, ClusterConfig, Config, RepositoryConfig},
     error::{Error, Kind, Result},
@@ -96,16 +96,21 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         }));
         return Ok(End::Done);
     }
-    let out = &context.output;
+    tell(&system, &store.url(), &mirrors, &command, &context.output);
+    Ok(End::Done)
+}
+
+fn tell(system: &System, url: &str, mirrors: &[Arc<Mirror>], command: &str, out: &Output) {
+    let document = &system.document;
     out.line(format_args!(
         "{} {} for cluster {} (PostgreSQL {}, system {})",
         out.paint(Paint::Good, "ready:"),
-        store.url(),
-        cluster.name,
-        server.version,
-        system.folder.incarnation
+        url,
+        document.cluster,
+        document.postgres,
+        document.incarnation
     ));
-    for mirror in &mirrors {
+    for mirror in mirrors {
         out.line(format_args!(
             "{} {} as its copy, repository {}",
             out.paint(Paint::Good, "ready:"),
@@ -117,7 +122,6 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     out.line("  archive_mode = on");
     out.line(format_args!("  archive_command = '{}'", command.replace('\'', "''")));
     out.line("\nthen:  walden check   and   walden backup");
-    Ok(End::Done)
 }
 
 /// Refused where the first repository would be a new one although another still has what it held: most likely it was

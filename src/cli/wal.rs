@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::{Context, exit::End};
 use crate::{
-    archive::{self, Fetch, Fetcher, Fetching, Lifetime, OpenStore, Shipper, Shipping, Suspensions},
+    archive::{self, Fetch, Fetcher, Fetching, Lifetime, OpenStore, Pushed, Shipper, Shipping, Suspensions},
     config::{ClusterConfig, WaitFor},
     error::{Kind, Result},
     human,
@@ -121,6 +121,14 @@ async fn push(path: &Path, context: &Context) -> Result<End> {
     if config.archive.wait_for == WaitFor::First {
         join_all(mirrors.iter().map(|mirror| take_along(mirror, &cluster, ends, context))).await;
     }
+    tell(&pushed, context);
+    if suspensions.has_ended() {
+        suspend::settle(&suspensions, context).await;
+    }
+    Ok(End::Done)
+}
+
+fn tell(pushed: &Pushed, context: &Context) {
     if context.output.json {
         context.output.document(&json!({
             "file": pushed.file,
@@ -136,10 +144,6 @@ async fn push(path: &Path, context: &Context) -> Result<End> {
             human::size(pushed.stored)
         );
     }
-    if suspensions.has_ended() {
-        suspend::settle(&suspensions, context).await;
-    }
-    Ok(End::Done)
 }
 
 /// Copies a few objects to a mirror that is not waited for, where no agent does: not for long, and one that does not

@@ -292,32 +292,37 @@ impl Status {
             concerns: Vec::new(),
             notes: Vec::new(),
         };
-        if let Some(why) = &seen.unreachable {
-            status.concern(
-                format!("the repository could not be read: {why}"),
-                "walden check looks for the cause; PostgreSQL keeps its WAL until it is archived",
-            );
-        }
-        status.archiving(seen);
-        status.suspensions(seen);
-        match (system, live) {
-            (Some(system), live) => {
-                status.systems(seen, system);
-                match live {
-                    Some(live) => status.windows(live),
-                    None => status
-                        .concern("nothing is archived yet", "walden check says why; then take a backup: walden backup"),
-                }
-                status.branches(system, seen.now);
-                status.backups(&backups);
-            }
-            (None, _) if seen.unreachable.is_some() => {}
-            (None, _) => status.concern("the cluster is not in the repository yet", "begin with: walden init"),
-        }
+        status.judge(seen, system, &backups);
         if !status.concerns.is_empty() {
             status.verdict = Verdict::NeedsPerson;
         }
         status
+    }
+
+    /// What is to be said of it.
+    fn judge(&mut self, seen: &Seen<'_>, system: Option<&Timelines>, backups: &[&BackupMark]) {
+        if let Some(why) = &seen.unreachable {
+            self.concern(
+                format!("the repository could not be read: {why}"),
+                "walden check looks for the cause; PostgreSQL keeps its WAL until it is archived",
+            );
+        }
+        self.archiving(seen);
+        self.suspensions(seen);
+        match system {
+            Some(system) => {
+                self.systems(seen, system);
+                match system.live() {
+                    Some(live) => self.windows(live),
+                    None => self
+                        .concern("nothing is archived yet", "walden check says why; then take a backup: walden backup"),
+                }
+                self.branches(system, seen.now);
+                self.backups(backups);
+            }
+            None if seen.unreachable.is_some() => {}
+            None => self.concern("the cluster is not in the repository yet", "begin with: walden init"),
+        }
     }
 
     /// Adds how the other repositories stand.

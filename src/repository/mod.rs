@@ -27,7 +27,6 @@ pub mod wal_object;
 
 use std::{
     collections::{HashMap, HashSet},
-    ops::ControlFlow,
     sync::Arc,
 };
 
@@ -323,20 +322,7 @@ impl System {
         }
         let key = self.folder.history(timeline)?;
         let text = loop {
-            let read = async {
-                let object = wal_object::open(&*self.store, &key).await?;
-                join(
-                    tokio::task::spawn_blocking(move || {
-                        let mut text = Vec::new();
-                        object.read(|bytes| {
-                            text.extend_from_slice(bytes);
-                            Ok(ControlFlow::Continue(()))
-                        })?;
-                        Ok(text)
-                    })
-                    .await,
-                )?
-            };
+            let read = async { wal_object::open(&*self.store, &key).await?.content().await };
             match read.await {
                 Err(error) if store::another_copy(&*self.store, &key, &error) => {}
                 ended => break ended?,

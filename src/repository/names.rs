@@ -31,17 +31,22 @@ impl FromStr for ClusterName {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
-        if plain && (1..=64).contains(&text.len()) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(Error::invalid(format!("\"{text}\" cannot be the name of a cluster"))
-                .hint("use 1 to 64 letters, digits, - and _"))
-        }
+        plain(text, "cluster").map(Self)
     }
 }
 
 text_in_json!(ClusterName);
+
+/// A name that people give: it stands in paths, keys and variables as it is.
+fn plain(text: &str, of: &str) -> Result<String> {
+    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
+    if plain && (1..=64).contains(&text.len()) {
+        Ok(text.to_owned())
+    } else {
+        Err(Error::invalid(format!("\"{text}\" cannot be the name of a {of}"))
+            .hint("use 1 to 64 letters, digits, - and _"))
+    }
+}
 
 /// What the configuration calls one of several repositories: `[repository.NAME]`; `first` is the one of `[repository]`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,13 +79,7 @@ impl FromStr for RepositoryName {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
-        if plain && (1..=64).contains(&text.len()) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(Error::invalid(format!("\"{text}\" cannot be the name of a repository"))
-                .hint("use 1 to 64 letters, digits, - and _"))
-        }
+        plain(text, "repository").map(Self)
     }
 }
 

@@ -193,6 +193,19 @@ pub async fn of(mut download: Download, key: &Key) -> Result<WalObject> {
 }
 
 impl WalObject {
+    /// The whole content, proven: of a file that is known to be short, or that is held as a whole.
+    pub async fn content(self) -> Result<Vec<u8>> {
+        let read = tokio::task::spawn_blocking(move || {
+            let mut content = Vec::new();
+            self.read(|bytes| {
+                content.extend_from_slice(bytes);
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(content)
+        });
+        join(read.await)?
+    }
+
     /// Hands the content on piece by piece until `sink` has seen enough, and at the end proves it: by length and BLAKE3
     /// of the head, or by itself where there is no head. A sink that takes everything must not use it unless this
     /// returns Ok. Call it on a thread of its own.

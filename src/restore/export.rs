@@ -10,7 +10,6 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io::{self, BufWriter, Write},
-    ops::ControlFlow,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -228,18 +227,7 @@ impl<'a> Export<'a> {
     }
 
     async fn content(&self, key: &Key) -> Result<Vec<u8>> {
-        let object = wal_object::open(&*self.system.store, key).await?;
-        join(
-            tokio::task::spawn_blocking(move || {
-                let mut content = Vec::new();
-                object.read(|bytes| {
-                    content.extend_from_slice(bytes);
-                    Ok(ControlFlow::Continue(()))
-                })?;
-                Ok(content)
-            })
-            .await,
-        )?
+        wal_object::open(&*self.system.store, key).await?.content().await
     }
 
     fn listing(&self) -> Result<String> {

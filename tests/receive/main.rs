@@ -159,6 +159,31 @@ fn a_standby_that_is_promoted_is_followed_to_its_timeline() {
     });
 }
 
+#[test]
+fn a_standby_that_was_promoted_and_burns_is_recovered_from_pieces_alone() {
+    for_each_version(|installation| {
+        let p = protected(installation, Place::Directory, "flush_interval = \"100ms\"", |b| b);
+        let mut standby = p.cluster.standby(p.scene.path().join("standby"));
+        let receiver = Receiver::start(&p);
+        let _ = p.backup();
+        p.cluster.psql("create table t as select 'before' as text");
+        p.cluster.wait_replayed_by(&standby);
+        wait_flushed(&p.cluster);
+        receiver.end(Signal::TERM);
+        standby.psql("select pg_promote()");
+        let text = fs::read_to_string(&p.config).unwrap();
+        p.scene.write("walden.toml", text.replace(&p.cluster.conninfo(), &standby.conninfo()));
+        let receiver = Receiver::start(&p);
+        // Its first segment, in which the timelines part, is not complete.
+        standby.psql("insert into t values ('after')");
+        wait_flushed(&standby);
+        receiver.end(Signal::KILL);
+        standby.kill9();
+        let copy = p.restored("latest", "copy", &[]);
+        assert_eq!(copy.psql("select string_agg(text, ' ' order by text desc) from t"), "before after");
+    });
+}
+
 /// Kills everything under a load of commits that wait for the receiver.
 fn acknowledged_commits(installation: &Installation, flushed_when: &str) -> (Protected, BTreeSet<u32>) {
     let receive = format!("flushed_when = \"{flushed_when}\"");

@@ -12,7 +12,7 @@ use crate::{
     human,
     postgres::Account,
     report::{look, status::Status},
-    repository::{GapNote, Suspended},
+    repository::{BackupDocument, GapNote, Suspended},
     store::Store,
 };
 
@@ -155,15 +155,11 @@ pub async fn resume(args: &ResumeArgs, context: &Context) -> Result<End> {
         tracing::warn!("no instant behind the gap can be recovered until a backup is taken: walden backup");
         None
     } else {
-        match backup::take(&backup::Args::default(), context).await {
-            Ok(taken) => Some(taken.document),
-            Err(error) => {
-                tell_error("the backup failed", &error);
-                out.remark("archiving is resumed, but no instant behind the gap can be recovered until a backup succeeds: walden backup");
-                end = End::NeedsPerson;
-                None
-            }
+        let taken = take_backup(context).await;
+        if taken.is_none() {
+            end = End::NeedsPerson;
         }
+        taken
     };
     if out.json {
         out.document(&json!({ "resumed": ended.is_some(), "stored": stored, "gaps": gaps, "backup": backup }));
@@ -171,6 +167,18 @@ pub async fn resume(args: &ResumeArgs, context: &Context) -> Result<End> {
         out.line(format_args!("backup {}: recovery goes on from {}", backup.id, backup.stop_lsn));
     }
     Ok(end)
+}
+
+/// The backup from which recovery goes on; `None`, and told why, where it failed.
+async fn take_backup(context: &Context) -> Option<BackupDocument> {
+    match backup::take(&backup::Args::default(), context).await {
+        Ok(taken) => Some(taken.document),
+        Err(error) => {
+            tell_error("the backup failed", &error);
+            context.output.remark("archiving is resumed, but no instant behind the gap can be recovered until a backup succeeds: walden backup");
+            None
+        }
+    }
 }
 
 /// Stores what still lies in `pg_wal`, then the notes.
