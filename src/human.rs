@@ -71,7 +71,8 @@ pub fn parse_size(text: &str) -> Result<u64> {
     scaled(number, factor).ok_or_else(bad)
 }
 
-/// Reads a length of time: `60s`, `5min`, `1.5h`. The units are those of `postgresql.conf`; one is needed.
+/// Reads a length of time: `60s`, `5min`, `1.5h`, `14 days`. The units are those of `postgresql.conf`, and days and weeks
+/// in words; one is needed.
 pub fn parse_duration(text: &str) -> Result<Duration> {
     let bad = || {
         Error::invalid(format!("\"{text}\" is not a length of time"))
@@ -83,7 +84,8 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
         "s" => 1000,
         "min" => 60_000,
         "h" => 3_600_000,
-        "d" => 86_400_000,
+        "d" | "day" | "days" => 86_400_000,
+        "week" | "weeks" => 7 * 86_400_000,
         _ => return Err(bad()),
     };
     scaled(number, milliseconds).map(Duration::from_millis).ok_or_else(bad)
@@ -152,6 +154,7 @@ mod tests {
         assert_eq!(parse_size("8192").unwrap(), 8192);
         assert_eq!(parse_duration("5min").unwrap(), Duration::from_secs(300));
         assert_eq!(parse_duration("1.5 h").unwrap(), Duration::from_secs(5400));
+        assert_eq!(parse_duration("14 days").unwrap(), parse_duration("2 weeks").unwrap());
         for bad in ["", "MB", "-1MB", "1 XB", "1e3", "99999999999TB", "1.2.3"] {
             assert!(parse_size(bad).is_err(), "{bad:?}");
         }

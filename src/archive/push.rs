@@ -16,7 +16,7 @@ use crate::{
     mirror::Opened,
     postgres::{ControlFile, Lsn, TimelineHistory, TimelineId, WalFile},
     repository::{
-        ClusterName, FORMAT, Incarnation, System, join,
+        ClusterName, FORMAT, Horizons, Incarnation, System, SystemFolder, horizons, join,
         wal_object::{self, WalHead},
     },
     seal::{self, Blake3, FrameTeam},
@@ -56,10 +56,14 @@ pub async fn push(store: Arc<dyn Store>, cluster: &ClusterName, request: &Push) 
     let sealing = Sealing::new(request)?;
     // The repository answers while the segment is being compressed.
     let incarnation = sealing.incarnation;
-    let (system, sealed) =
-        tokio::join!(System::open(store, cluster, incarnation), sealing.seal(Effort::alone(request.level)));
+    let folder = SystemFolder { cluster: cluster.clone(), incarnation };
+    let (system, horizons, sealed) = tokio::join!(
+        System::open(store.clone(), cluster, incarnation),
+        horizons(&*store, &folder),
+        sealing.seal(Effort::alone(request.level))
+    );
     let sealed = sealed?;
-    store_sealed(&system?, &sealed, request).await
+    store_sealed(&system?, &horizons?, &sealed, request).await
 }
 
 /// A file that is to be checked and compressed.
@@ -99,11 +103,16 @@ pub(super) async fn push_received(system: &System, path: &Path, level: i32) -> R
     let incarnation = system.folder.incarnation;
     let request = Push { path: path.to_path_buf(), pgdata: None, incarnation: incarnation.number, level };
     let sealed = Sealing::received(&request, incarnation)?.seal(Effort::alone(level)).await?;
-    store_sealed(system, &sealed, &request).await
+    store_sealed(system, &system.horizons().await?, &sealed, &request).await
 }
 
 /// Puts it into the archive of the system that it belongs to.
-pub(super) async fn store_sealed(system: &System, sealed: &Sealed, request: &Push) -> Result<Pushed> {
+pub(super) async fn store_sealed(
+    system: &System,
+    horizons: &Horizons,
+    sealed: &Sealed,
+    request: &Push,
+) -> Result<Pushed> {
     let file = sealed.head.name;
     if let Some(facts) = &sealed.facts
         && (facts.size != system.document.segment_size || facts.version != system.document.postgres)
@@ -117,6 +126,7 @@ pub(super) async fn store_sealed(system: &System, sealed: &Sealed, request: &Pus
         ))
         .hint("after pg_resetwal: walden init --new-incarnation, then walden backup"));
     }
+    stands_above(system, horizons, file).await?;
     prove_ancestry(system, file, sealed, request).await?;
     let key = system.folder.wal_file(file, sealed.head.blake3)?;
     let (put, stored) = sealed.put(&*system.store, &key, request).await?;
@@ -388,6 +398,24 @@ fn refuse(error: Error) -> Error {
     refused.hint(
         "nothing was stored; if the file in pg_wal is damaged, take a new backup once archiving goes on behind it",
     )
+}
+
+/// Below the horizon names are free because their WAL was removed. What is still there may be pushed again.
+async fn stands_above(system: &System, horizons: &Horizons, file: WalFile) -> Result<()> {
+    let WalFile::Segment(name) = file else { return Ok(()) };
+    let Some(horizon) = horizons.get(&name.timeline).filter(|horizon| name < **horizon) else { return Ok(()) };
+    match wal_object::read_head(&*system.store, &system.folder.segment(name)?).await {
+        Ok(_) => Ok(()),
+        // A bucket that keeps versions calls a deleted one damaged.
+        Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Damaged) => Err(Error::refused(format!(
+            "{file} lies before {horizon}: WAL up to there was removed by walden expire, and nothing new may come under those names"
+        ))
+        .hint(
+            "a server that was rolled back needs an archive of its own: walden init --new-incarnation, then walden backup; \
+             one that is only late has nothing to gain from this segment: let archive_command pass over it by hand",
+        )),
+        Err(error) => Err(error),
+    }
 }
 
 /// Pages of an earlier timeline are right only if that is an ancestor of the timeline in the name.

@@ -29,7 +29,7 @@ use crate::{
     mirror::{self, Mirror},
     pace::Cores,
     postgres::{ControlFile, WalFile, archive_status},
-    repository::{self, ClusterName, Incarnation, RepositoryDocument, System},
+    repository::{self, ClusterName, Horizons, Incarnation, RepositoryDocument, System},
     seal,
     store::Store,
 };
@@ -97,6 +97,7 @@ pub struct Shipper {
 #[derive(Debug)]
 struct Opened {
     system: System,
+    horizons: Horizons,
     at: Instant,
     document: OnceCell<RepositoryDocument>,
     shipped: OnceCell<Shipped>,
@@ -276,7 +277,7 @@ impl Shipper {
         let (opened, sealed) = tokio::join!(self.opened(incarnation), sealing);
         let sealed = sealed?;
         let opened = opened?;
-        let stored = push::store_sealed(&opened.system, &sealed, &request).await;
+        let stored = push::store_sealed(&opened.system, &opened.horizons, &sealed, &request).await;
         let is_silent = stored.as_ref().is_err_and(|error| error.kind() == Kind::Unavailable);
         self.is_silent.store(is_silent, Relaxed);
         if stored.is_err() {
@@ -356,7 +357,9 @@ impl Shipper {
             return Ok(opened.clone());
         }
         let system = System::open(self.store.clone(), &self.shipping.cluster, incarnation).await?;
-        let opened = Opened { system, at: Instant::now(), document: OnceCell::new(), shipped: OnceCell::new() };
+        let horizons = system.horizons().await?;
+        let (document, shipped) = (OnceCell::new(), OnceCell::new());
+        let opened = Opened { system, horizons, at: Instant::now(), document, shipped };
         let opened = Arc::new(opened);
         *place = Some(opened.clone());
         Ok(opened)

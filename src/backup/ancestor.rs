@@ -210,6 +210,26 @@ impl Ancestor {
         }
     }
 
+    /// Forgets what an expiry removes, or has removed since it was read. After the intent that refers to it: an expiry
+    /// that begins later sees that.
+    pub async fn forget_condemned(&mut self) -> Result<()> {
+        let (_, condemned) = self.system.condemned().await?;
+        let there = self.system.parts_there(self.references().into_iter()).await?;
+        let before = self.parts.len();
+        self.parts.retain(|name, part| there.get(name) == Some(&part.length) && !condemned.has_part(*name));
+        if self.parts.len() < before {
+            tracing::warn!(
+                "an expiry removes {} parts that this backup would have built on: what lies in them is stored again",
+                before - self.parts.len()
+            );
+            for mut reading in std::mem::take(&mut self.readings) {
+                reading.files = self.stored(reading.files);
+                self.readings.push(reading);
+            }
+        }
+        Ok(())
+    }
+
     /// The backups that its files lie in.
     pub fn references(&self) -> Vec<BackupId> {
         let all: BTreeSet<_> = self.parts.keys().map(|(backup, _)| *backup).collect();

@@ -32,7 +32,7 @@ use crate::{
         },
         sql::Session,
     },
-    repository::{BackupDocument, BackupId, File, Hashed, System, join},
+    repository::{BackupDocument, BackupId, FORMAT, File, Hashed, IntentDocument, System, join},
 };
 
 /// Bytes of a manifest that are sent at a time, and how many of these wait.
@@ -71,9 +71,10 @@ impl Asking<'_> {
         self.around.progress.start("reading the last backup", None);
         let history = self.history(connection).await?;
         let block_size = self.facts.block_size;
-        let mut refused = None;
+        let (mut refused, mut number) = (None, 1);
         if self.facts.version.0 >= 17 && connection.show("summarize_wal").await? == "on" {
-            let base = ancestor::find_backup(self.system, &history, block_size).await?.map(Arc::new);
+            let base = self.refer(1, ancestor::find_backup(self.system, &history, block_size).await?).await?;
+            number = 2;
             if let Some(base) = base.filter(|base| named(base, block_size).next().is_some()) {
                 match self.ask_changes(connection, &base).await {
                     Ok((started, cuts)) => {
@@ -85,8 +86,26 @@ impl Asking<'_> {
                 }
             }
         }
-        let ancestor = ancestor::find(self.system, &history, None, block_size).await?.map(Arc::new);
+        let ancestor = self.refer(number, ancestor::find(self.system, &history, None, block_size).await?).await?;
         self.ask_all(connection, ancestor, refused).await
+    }
+
+    /// Says that the backup may come to refer to that ancestor, and leaves out what an expiry removes.
+    async fn refer(&self, number: u32, mut ancestor: Option<Ancestor>) -> Result<Option<Arc<Ancestor>>> {
+        let intent = IntentDocument {
+            format: FORMAT,
+            id: self.id,
+            timeline: self.facts.identity.timeline,
+            begun: self.around.clock.now(),
+            block_size: self.facts.block_size,
+            origin: None,
+            references: ancestor.as_ref().map_or_else(Vec::new, Ancestor::references),
+        };
+        self.system.intend(&intent, number).await?;
+        if let Some(ancestor) = &mut ancestor {
+            ancestor.forget_condemned().await?;
+        }
+        Ok(ancestor.map(Arc::new))
     }
 
     /// Asks for everything.

@@ -109,6 +109,7 @@ pub async fn finish(
     let manifest = manifest(system, &mut taken);
     let (content, files) = (manifest.files.iter().map(|f| f.size).sum(), manifest.files.len() as u64);
     let tablespaces = manifest.tablespaces.clone();
+    let parts: Vec<_> = manifest.parts.iter().map(|p| (p.backup, p.number, p.length)).collect();
     let references: BTreeSet<_> = manifest.parts.iter().map(|p| p.backup).filter(|b| *b != taken.id).collect();
     let (manifest_blake3, length) = system.put_manifest(manifest, 1, request.level).await?;
     let Taken { control, haul, catalogue, extra, .. } = taken;
@@ -155,10 +156,35 @@ pub async fn finish(
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         walden: env!("CARGO_PKG_VERSION").to_owned(),
     };
+    prove_again(system, &document, &parts).await?;
     system.publish(&document, 1).await?;
     roll_up(system, around).await;
     around.progress.finish();
     Ok(document)
+}
+
+/// That no expiry has taken away, or is about to, what the backup needs: one that took this backup for dead, because it
+/// had lost its lease. Should it do so right now, the document cannot be written any more: a tombstone is in its place.
+async fn prove_again(system: &System, document: &BackupDocument, parts: &[(BackupId, u32, u64)]) -> Result<()> {
+    let (first, last) = (document.first_segment, document.last_segment);
+    let removed = |what: String| {
+        Error::refused(format!("an expiry removes {what}, which this backup needs; it was not recorded"))
+            .hint("take the backup again")
+    };
+    let (_, condemned) = system.condemned().await?;
+    if condemned.touches(first, last).is_some() || system.horizons().await?.get(&first.timeline) > Some(&first) {
+        return Err(removed(format!("WAL from {first} on")));
+    }
+    let size = system.document.segment_size;
+    let found = system.segments(first.timeline, Some(first), Some(last)).await?.len() as u64;
+    if found != last.number(size)? + 1 - first.number(size)? {
+        return Err(removed(format!("WAL between {first} and {last}")));
+    }
+    let there = system.parts_there(parts.iter().map(|(backup, ..)| *backup)).await?;
+    match parts.iter().find(|(backup, number, length)| there.get(&(*backup, *number)) != Some(length)) {
+        Some((backup, number, _)) => Err(removed(format!("part {number} of backup {backup}"))),
+        None => Ok(()),
+    }
 }
 
 /// WAL up to there makes the backup consistent. On a standby it is what the stored control file asks for, because there

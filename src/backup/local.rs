@@ -82,8 +82,11 @@ impl Driver<'_> {
     async fn run(&self, session: Session) -> Result<BackupOutcome> {
         let id = new_id(self.system, self.around).await?;
         let origin = self.origin().await?;
-        let ancestor = self.ancestor(&origin).await?;
+        let mut ancestor = self.ancestor(&origin).await?;
         self.intend(id, &origin, ancestor.as_ref()).await?;
+        if let Some(ancestor) = &mut ancestor {
+            ancestor.forget_condemned().await?;
+        }
         self.around.progress.start("waiting for the checkpoint", None);
         let started = self.around.clock.now();
         let start = session.backup_start(&self.request.label_for(id), true).await?;
@@ -189,7 +192,7 @@ impl Driver<'_> {
             origin: Some(origin.clone()),
             references: ancestor.map_or_else(Vec::new, Ancestor::references),
         };
-        self.system.intend(&intent).await
+        self.system.intend(&intent, 1).await
     }
 
     /// The history as it lies in the data directory.

@@ -9,7 +9,6 @@ use std::{
 use tokio::sync::mpsc::{self, Sender};
 
 use super::{
-    ancestor::Ancestor,
     asking::{Asked, Asking},
     catalogue, extra,
     finish::{Taken, finish, new_id, with_lease},
@@ -26,7 +25,7 @@ use crate::{
         Facts, Replication,
         base_backup::{Archive, BaseBackup, Ended, Piece, Started},
     },
-    repository::{BackupId, ClusterName, FORMAT, Incarnation, IntentDocument, System, Tablespace, join},
+    repository::{ClusterName, Incarnation, System, Tablespace, join},
     store::Store,
 };
 
@@ -65,7 +64,6 @@ impl Driver<'_> {
         let (taken, mut catalogue) = tokio::select! {
             taken = async {
                 let asked = asking.ask(&mut connection).await?;
-                self.intend(id, asked.ancestor.as_deref()).await?;
                 Ok::<_, Error>(tokio::join!(
                     self.take(&mut connection, &asking, asked),
                     catalogue::take(self.system, &self.request.conninfo, id, started, self.request.level),
@@ -108,19 +106,6 @@ impl Driver<'_> {
         let document = finish(self.system, self.request, self.around, taken).await?;
         let notes = asked.refused.map(|why| format!("the server sent everything, not what changed alone: {why}"));
         Ok(BackupOutcome { document, skipped, unnamed, notes: notes.into_iter().collect() })
-    }
-
-    async fn intend(&self, id: BackupId, ancestor: Option<&Ancestor>) -> Result<()> {
-        let intent = IntentDocument {
-            format: FORMAT,
-            id,
-            timeline: self.facts.identity.timeline,
-            begun: self.around.clock.now(),
-            block_size: self.facts.block_size,
-            origin: None,
-            references: ancestor.map_or_else(Vec::new, Ancestor::references),
-        };
-        self.system.intend(&intent).await
     }
 
     /// Everything that the server sends, stored, and its word that this was all.

@@ -8,6 +8,7 @@ use crate::{
     config::Override,
     error::{Error, Result},
     human, mirror, pace,
+    repository::System,
 };
 
 /// The arguments.
@@ -20,6 +21,9 @@ pub struct Args {
     /// The most bytes to read in a second, such as 50MB; the configuration's [backup] rate_limit otherwise
     #[arg(long, value_name = "SIZE")]
     rate_limit: Option<String>,
+    /// Keep it whatever the rules of [keep] say, until walden unpin
+    #[arg(long)]
+    pin: bool,
     /// What to call it, for people
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
@@ -66,6 +70,10 @@ pub async fn take(args: &Args, context: &Context) -> Result<BackupOutcome> {
     let outcome = backup::backup(store.clone(), &cluster.name, &request, &around).await;
     around.progress.finish();
     let outcome = outcome?;
+    if args.pin {
+        let system = System::open(store.clone(), &cluster.name, outcome.document.incarnation).await?;
+        system.pin(outcome.document.id, context.clock.now()).await?;
+    }
     for mirror in mirror::configured(&config, &context.random) {
         match sync::bring_up(&mirror, &store, &cluster, &config, context).await {
             Ok(done) => sync::tell(&mirror, &done, context),

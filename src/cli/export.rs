@@ -6,7 +6,10 @@ use super::{Context, exit::End, plan::watch};
 use crate::{
     error::{Error, Result},
     human,
-    repository::{BackupId, System},
+    repository::{
+        BackupId, System,
+        hold::{Held, Hold},
+    },
     restore,
 };
 
@@ -34,7 +37,21 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         Error::not_found(format!("there is no backup {} of cluster {}", args.backup, cluster.name))
             .hint("walden list shows the backups")
     })?;
-    let exported = restore::export(&system, &backup, &args.to, parallel, &watch(context)).await?;
+    let mut backups = backup.references.clone();
+    backups.push(backup.id);
+    let wal = vec![(backup.first_segment, backup.last_segment)];
+    let held = Held { work: "export".into(), backups, wal };
+    let mut hold = Hold::take(&system, held, context.clock.clone(), &context.random).await;
+    let watch = watch(context);
+    let work = restore::export(&system, &backup, &args.to, parallel, &watch);
+    let exported = match &mut hold {
+        Some(hold) => hold.during(work).await,
+        None => work.await,
+    };
+    if let Some(hold) = hold {
+        hold.release().await;
+    }
+    let exported = exported?;
     let out = &context.output;
     if out.json {
         out.document(&exported);

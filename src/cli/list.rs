@@ -11,7 +11,7 @@ use crate::{
     plan::window::{self, BackupMark, Depth, Timelines},
     postgres::Lsn,
     report::{self, look, words},
-    repository::{BackupDocument, Stock, System, Unneeded},
+    repository::{BackupDocument, BackupId, Stock, System, Unneeded},
 };
 
 /// The arguments.
@@ -23,8 +23,8 @@ pub struct Args {
     space: bool,
 }
 
-/// A system: its timelines, its backups, and with `--space` what they need.
-type Found = (Timelines, Vec<BackupDocument>, Option<Stock>);
+/// A system: its timelines, its backups, those that are pinned, and with `--space` what they need.
+type Found = (Timelines, Vec<BackupDocument>, Vec<BackupId>, Option<Stock>);
 
 pub async fn run(args: &Args, context: &Context) -> Result<End> {
     let cluster = context.cluster()?;
@@ -37,7 +37,8 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
             Some(stock) => stock.backups.clone(),
             None => system.backups().await?,
         };
-        found.push((timelines(&system, Depth::Ends, &cluster, context).await?, backups, stock));
+        let pins = system.pins().await?.into_iter().map(|pin| pin.backup).collect();
+        found.push((timelines(&system, Depth::Ends, &cluster, context).await?, backups, pins, stock));
     }
     let mirrors = context.mirror_states(&cluster.name).await?;
     let out = &context.output;
@@ -59,7 +60,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
             store.url()
         ));
     }
-    for (number, (timelines, _, stock)) in found.iter().enumerate() {
+    for (number, (timelines, _, pins, stock)) in found.iter().enumerate() {
         let incarnation = timelines.system.incarnation;
         if found.len() > 1 {
             let gap = if number > 0 { "\n" } else { "" };
@@ -71,7 +72,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         } else {
             sum_up(timelines, context.clock.now(), context);
             out.line("");
-            out.line(table(timelines, context));
+            out.line(table(timelines, pins, context));
         }
         if let Some(stock) = stock {
             tell_space(stock, context);
@@ -125,13 +126,14 @@ pub fn tell_suspensions(timelines: &Timelines, out: &Output) {
 }
 
 /// The system with its backups' documents, each with how far recovery from it reaches on its own timeline.
-fn document((timelines, backups, stock): &Found) -> serde_json::Value {
+fn document((timelines, backups, pins, stock): &Found) -> serde_json::Value {
     let marks = timelines.backups();
     let document = |backup: &BackupDocument| {
         let mark = marks.iter().find(|mark| mark.id == backup.id);
         let mut document = json!(backup);
         document["recoverable_to"] = json!(mark.and_then(|m| m.recoverable_to));
         document["until"] = json!(mark.and_then(|m| m.until));
+        document["pinned"] = json!(pins.contains(&backup.id));
         document["broken"] = json!(mark.and_then(|m| m.broken.as_ref()));
         if let Some(Stock { references, .. }) = stock {
             let needed = references
@@ -196,7 +198,7 @@ fn tell_space(stock: &Stock, context: &Context) {
     }
 }
 
-fn table(timelines: &Timelines, context: &Context) -> Table {
+fn table(timelines: &Timelines, pins: &[BackupId], context: &Context) -> Table {
     let mut table = Table::new([
         ("BACKUP", Align::Left),
         ("TL", Align::Right),
@@ -211,6 +213,9 @@ fn table(timelines: &Timelines, context: &Context) -> Table {
     for backup in timelines.backups() {
         let (to, lsn) = reach(backup, context);
         let mut label = backup.label.as_deref().map(report::plain).unwrap_or_default();
+        if pins.contains(&backup.id) {
+            label = format!("(pinned) {label}").trim_end().to_owned();
+        }
         if backup.from_standby {
             label = format!("(standby) {label}").trim_end().to_owned();
         }

@@ -14,12 +14,14 @@ mod context;
 mod demo;
 mod events;
 pub mod exit;
+mod expire;
 mod export;
 mod find;
 mod init;
 mod list;
 mod man;
 mod output;
+mod pin;
 mod plan;
 mod programs;
 mod progress;
@@ -149,6 +151,14 @@ enum Command {
     Export(export::Args),
     /// Have the other repositories catch up with the first: everything is compared, what is missing is copied
     Sync(sync::Args),
+    /// Remove what the rules of [keep] do not keep; tells first what goes, and what can be recovered afterwards
+    Expire(expire::Args),
+    /// Keep a backup whatever the rules say, until it is unpinned
+    Pin(pin::Args),
+    /// Let the rules decide about a backup again
+    Unpin(pin::Args),
+    /// Remove one backup; its WAL stays as long as the rules say
+    Delete(expire::DeleteArgs),
     /// The archive by hand
     Wal(wal::Args),
     /// Serve this host's servers: ship WAL over warm connections, and before PostgreSQL asks; runs until it is stopped
@@ -195,6 +205,10 @@ async fn dispatch(command: Command, context: &Context) -> Result<End> {
         Command::Adopt(args) => adopt::run(&args, context).await,
         Command::Export(args) => export::run(&args, context).await,
         Command::Sync(args) => sync::run(&args, context).await,
+        Command::Expire(args) => expire::run(&args, context).await,
+        Command::Pin(args) => pin::pin(&args, context).await,
+        Command::Unpin(args) => pin::unpin(&args, context).await,
+        Command::Delete(args) => expire::delete(&args, context).await,
         Command::Wal(args) => wal::run(&args, context).await,
         Command::Agent(args) => agent::run(&args, context).await,
         Command::Demo(args) => demo::run(&args, context).await,

@@ -17,7 +17,10 @@ use crate::{
     human,
     plan::{Difference, Host, Plan, Watch},
     postgres::Conninfo,
-    repository::System,
+    repository::{
+        System,
+        hold::{Held, Hold},
+    },
     restore::{self, Configuration, Outcome, Owner, Reached, Restore, RestoreRequest, Restored, StartRequest, Took},
 };
 
@@ -111,7 +114,7 @@ fn setting(text: &str) -> std::result::Result<(String, String), String> {
 }
 
 pub async fn run(args: &Args, context: &Context) -> Result<End> {
-    let mut request = request(args, context)?;
+    let request = request(args, context)?;
     let (plan, system) = match restore::resumable(&request)? {
         Some(plan) => {
             let store = context.reading().await?;
@@ -120,6 +123,38 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         }
         None => plan::make(&args.wish, context).await?,
     };
+    // Put before anything is read: no expiry takes it away then.
+    let mut hold = Hold::take(&system, held(&plan, &system), context.clock.clone(), &context.random).await;
+    let work = recover(args, context, request, plan, system);
+    let done = match &mut hold {
+        Some(hold) => hold.during(work).await,
+        None => work.await,
+    };
+    match hold {
+        Some(hold) if matches!(done, Ok(End::Done)) && !args.start => hold.leave(REPLAYED_WITHIN).await,
+        Some(hold) => hold.release().await,
+        None => {}
+    }
+    done
+}
+
+/// A copy that is started later has this long to read its WAL, whatever an expiry would remove.
+const REPLAYED_WITHIN: chrono::Duration = chrono::Duration::days(1);
+
+/// What a restore reads.
+fn held(plan: &Plan, system: &System) -> Held {
+    let mut backups = plan.backup.references.clone();
+    backups.push(plan.backup.id);
+    Held { work: "restore".into(), backups, wal: plan.rows(system.document.segment_size) }
+}
+
+async fn recover(
+    args: &Args,
+    context: &Context,
+    mut request: RestoreRequest,
+    plan: Plan,
+    system: System,
+) -> Result<End> {
     let archive = system.clone();
     let config = context.config()?;
     let cluster = context.cluster()?;

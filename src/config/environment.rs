@@ -148,7 +148,7 @@ mod tests {
             ("WALDEN_REPOSTORY_URL", "WALDEN_REPOSITORY_URL"),
             ("WALDEN_REPOSITORY_OFFSITE_ENDPONT", "WALDEN_REPOSITORY_OFFSITE_ENDPOINT"),
             ("WALDEN_CLUSTER_PROD_PGDATE", "WALDEN_CLUSTER_PROD_PGDATA"),
-            ("WALDEN_KEEP_LAST", "unset WALDEN_KEEP_LAST"),
+            ("WALDEN_SCHEDULE_EXPIRE", "unset WALDEN_SCHEDULE_EXPIRE"),
         ] {
             let error = read_one(name, &[]).unwrap_err();
             assert!(error.hint_text().unwrap().contains(hint), "{name}: {:?}", error.hint_text());

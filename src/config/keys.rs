@@ -354,10 +354,59 @@ pub static KEYS: &[Key] = &[
         Is("false"),
         "Let a standby that is being promoted end recovery though a segment could not be read. Data may be missing.",
     ),
+    key(
+        "keep",
+        "last",
+        Kind::Whole(0, 10_000),
+        Nothing,
+        "So many of the newest backups stay. Without any key of this table `walden expire` removes no backup and no WAL.",
+    ),
+    key(
+        "keep",
+        "daily",
+        Kind::Whole(0, 10_000),
+        Nothing,
+        "The newest backup of each of so many days that have one stays.",
+    ),
+    key(
+        "keep",
+        "weekly",
+        Kind::Whole(0, 10_000),
+        Nothing,
+        "The newest backup of each of so many weeks that have one stays; weeks begin on Monday.",
+    ),
+    key(
+        "keep",
+        "monthly",
+        Kind::Whole(0, 10_000),
+        Nothing,
+        "The newest backup of each of so many months that have one stays.",
+    ),
+    key(
+        "keep",
+        "yearly",
+        Kind::Whole(0, 10_000),
+        Nothing,
+        "The newest backup of each of so many years that have one stays.",
+    ),
+    key(
+        "keep",
+        "window",
+        Kind::Time,
+        Nothing,
+        "Every instant of this time up to now stays recoverable, such as `14 days`: all backups and all WAL of it, and the backup before. What is older keeps the WAL that makes it consistent. Without it what comes after the newest backup stays recoverable.",
+    ),
+    key(
+        "keep",
+        "zone",
+        Kind::Zone,
+        Is("UTC"),
+        "Whose days, weeks, months and years these are, such as `Europe/Berlin`.",
+    ),
 ];
 
 /// Tables that belong to a later version. They are refused rather than ignored: whoever wrote them counts on them.
-pub const LATER: [&str; 4] = ["encryption", "keep", "schedule", "notify"];
+pub const LATER: [&str; 3] = ["encryption", "schedule", "notify"];
 
 /// The tables there are, in order.
 pub fn tables() -> impl Iterator<Item = &'static str> {
@@ -408,7 +457,7 @@ mod tests {
     fn tables_come_once_each() {
         assert_eq!(
             tables().collect::<Vec<_>>(),
-            ["repository", "cluster", "archive", "agent", "receive", "backup", "restore"]
+            ["repository", "cluster", "archive", "agent", "receive", "backup", "restore", "keep"]
         );
     }
 }

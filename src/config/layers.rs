@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    AgentConfig, ArchiveConfig, BackupConfig, ClusterConfig, Config, Connection, Levels, Origin, ReceiveConfig,
-    RepositoryConfig, RepositoryUrl, RestoreConfig, Setting, Value, WaitFor,
+    AgentConfig, ArchiveConfig, BackupConfig, ClusterConfig, Config, Connection, KeepConfig, Levels, Origin,
+    ReceiveConfig, RepositoryConfig, RepositoryUrl, RestoreConfig, Setting, Value, WaitFor,
     environment::{self, Known},
     file,
     keys::{self, Fallback, KEYS, Key},
@@ -151,6 +151,7 @@ impl Layers {
                 exclude: backup.list("exclude"),
                 files: backup.list("files"),
             },
+            keep: self.of("keep").keep(),
             restore: RestoreConfig {
                 parallel: restore.count("parallel"),
                 rate_limit: restore.size("rate_limit"),
@@ -292,6 +293,19 @@ impl Table<'_> {
             slot_limit: self.size("slot_limit").unwrap_or_default(),
             timeout: self.time("timeout"),
             accept_gap: self.switch("accept_gap"),
+        }
+    }
+
+    fn keep(&self) -> KeepConfig {
+        let count = |name| self.optional(name).and_then(|number| u32::try_from(number).ok()).unwrap_or(0);
+        KeepConfig {
+            last: count("last"),
+            daily: count("daily"),
+            weekly: count("weekly"),
+            monthly: count("monthly"),
+            yearly: count("yearly"),
+            window: self.value("window").map(|_| self.time("window")),
+            zone: self.text("zone").and_then(|zone| zone.parse().ok()).unwrap_or(chrono_tz::Tz::UTC),
         }
     }
 

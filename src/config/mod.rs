@@ -54,6 +54,8 @@ pub struct Config {
     pub backup: BackupConfig,
     /// `[restore]`.
     pub restore: RestoreConfig,
+    /// `[keep]`.
+    pub keep: KeepConfig,
     repository: Option<RepositoryConfig>,
     mirrors: Vec<(RepositoryName, RepositoryConfig)>,
     clusters: Vec<ClusterConfig>,
@@ -198,6 +200,25 @@ pub struct RestoreConfig {
     pub prefetch_size: u64,
     /// Whether a standby that is being promoted may end recovery though a segment could not be read.
     pub promote_despite_doubt: bool,
+}
+
+/// `[keep]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeepConfig {
+    /// How many of the newest backups.
+    pub last: u32,
+    /// The newest of how many days.
+    pub daily: u32,
+    /// The newest of how many weeks.
+    pub weekly: u32,
+    /// The newest of how many months.
+    pub monthly: u32,
+    /// The newest of how many years.
+    pub yearly: u32,
+    /// How far back every instant stays recoverable.
+    pub window: Option<Duration>,
+    /// Whose days these are.
+    pub zone: chrono_tz::Tz,
 }
 
 /// One effective value and where it came from.

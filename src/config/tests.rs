@@ -90,7 +90,7 @@ fn every_mistake_names_file_line_key_and_mend() {
         (
             "[repo]\nurl = \"s3://b\"",
             "/etc/walden.toml:1: there is no table \"repo\"",
-            "known are repository, cluster, archive, agent, receive, backup, restore",
+            "known are repository, cluster, archive, agent, receive, backup, restore, keep",
         ),
         (
             "[cluster.main]\npgdat = \"/d\"",
@@ -124,9 +124,9 @@ fn every_mistake_names_file_line_key_and_mend() {
         ),
         ("repository = 1", "/etc/walden.toml:1: repository is a table", "write [repository]"),
         (
-            "[keep]\nlast = 3",
-            "/etc/walden.toml:1: [keep] is not in this version of walden, and is not ignored silently",
-            "remove [keep]",
+            "[keep]\nzone = \"CEST\"",
+            "/etc/walden.toml:2: keep.zone: \"CEST\" is not a time zone",
+            "write a time zone like \"UTC\" or \"Europe/Berlin\"",
         ),
         (
             "[schedule]",
@@ -175,7 +175,8 @@ fn every_key_changes_the_configuration() {
     let typed = |more: Option<(&str, &str)>| {
         let config = config("", &[always.as_slice(), more.as_slice()].concat()).unwrap();
         format!(
-            "{:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+            "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+            config.keep,
             config.archive,
             config.agent,
             config.receive,
@@ -203,6 +204,7 @@ fn every_key_changes_the_configuration() {
             }
             value::Kind::Size => "57MB",
             value::Kind::Time => "57min",
+            value::Kind::Zone => "Europe/Berlin",
             value::Kind::Choice(words) => words[words.len() - 1],
             value::Kind::Compression | value::Kind::Compressions => "zstd:17",
         };

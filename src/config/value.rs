@@ -28,6 +28,8 @@ pub enum Kind {
     Size,
     /// A length of time, not zero.
     Time,
+    /// A time zone of the IANA database.
+    Zone,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// `zstd` or `zstd:LEVEL`.
@@ -113,6 +115,7 @@ impl Kind {
             Self::Whole(from, to) => format!("a whole number from {from} to {to}"),
             Self::Size => "a size like \"256MB\" (units: B, kB, MB, GB, TB)".into(),
             Self::Time => "a length of time like \"60s\" (units: ms, s, min, h, d)".into(),
+            Self::Zone => "a time zone like \"UTC\" or \"Europe/Berlin\"".into(),
             Self::Choice(words) => words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(" or "),
             Self::Compression => format!("\"zstd:LEVEL\" with a level from {} to {}", LEVELS.start(), LEVELS.end()),
             Self::Compressions => {
@@ -173,6 +176,7 @@ impl Kind {
                 Ok(Duration::ZERO) => Err("no time at all would always be over".into()),
                 other => other.map(Value::Time).map_err(|e| e.to_string()),
             },
+            Self::Zone if text.parse::<chrono_tz::Tz>().is_err() => Err(format!("\"{text}\" is not a time zone")),
             Self::Choice(words) if !words.contains(&text.as_str()) => Err(format!("\"{text}\" is not among them")),
             Self::Compression | Self::Compressions => {
                 let level = |text: &str| text.parse().ok().filter(|level| LEVELS.contains(level));
@@ -267,6 +271,8 @@ mod tests {
             (Kind::Compressions, text("zstd:1..20")),
             (Kind::Compressions, text("zstd:..3")),
             (Kind::List, text("a")),
+            (Kind::Zone, text("CEST")),
+            (Kind::Zone, text("Berlin")),
             (Kind::Paths, text("/a")),
             (Kind::Paths, Raw::List(vec!["/a".into(), "etc".into()])),
             (Kind::List, Raw::List(vec![String::new()])),

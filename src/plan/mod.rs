@@ -120,6 +120,24 @@ impl Plan {
         let on = self.path.iter().find(|passed| passed.left.is_none_or(|left| last_byte < left));
         Ok(SegmentName::holding(on.map_or(self.timeline, |passed| passed.timeline), last_byte, size))
     }
+
+    /// The segments of each timeline on the way: the first and the last. Of one in which a timeline is left both copies
+    /// are among them.
+    #[must_use]
+    pub fn rows(&self, size: SegmentSize) -> Vec<(SegmentName, SegmentName)> {
+        let mut rows = Vec::new();
+        let mut begin = self.first_segment.number(size).unwrap_or(0);
+        for passed in &self.path {
+            let name = |number| SegmentName::from_number(passed.timeline, number, size);
+            let last = match passed.left {
+                Some(left) => name(size.number_of(left)),
+                None => Some(self.last_segment),
+            };
+            rows.extend(name(begin).zip(last).filter(|(first, last)| first <= last));
+            begin = passed.left.map_or(begin, |left| size.number_of(left));
+        }
+        rows
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]

@@ -2,7 +2,7 @@
 
 use crate::{
     error::Result,
-    postgres::{Lsn, SegmentName, SegmentSize, TimelineHistory},
+    postgres::{SegmentName, SegmentSize, TimelineHistory},
     repository::{BackupDocument, Stored, System},
 };
 
@@ -10,8 +10,7 @@ use crate::{
 /// younger timeline's copy, because the older one's may be partial or missing.
 #[must_use]
 pub fn segment_on(history: &TimelineHistory, number: u64, size: SegmentSize) -> Option<SegmentName> {
-    let last_byte = Lsn(number.checked_mul(size.bytes())?.checked_add(size.bytes() - 1)?);
-    SegmentName::from_number(history.at(last_byte), number, size)
+    history.segment(number, size)
 }
 
 /// Whether recovery along `history` can begin with that backup: it began and ended before each fork.

@@ -1,7 +1,7 @@
 //! Timeline history files (`src/backend/access/transam/timeline.c`): from which timeline, and at which LSN,
 //! each timeline branched off.
 
-use super::{Lsn, TimelineId};
+use super::{Lsn, SegmentName, SegmentSize, TimelineId};
 use crate::error::{Error, Result};
 
 /// One line of a history file: WAL up to `switch` belongs to `timeline`.
@@ -67,6 +67,14 @@ impl TimelineHistory {
     #[must_use]
     pub fn at(&self, lsn: Lsn) -> TimelineId {
         self.ancestors.iter().find(|entry| lsn < entry.switch).map_or(self.timeline, |entry| entry.timeline)
+    }
+
+    /// The name of segment `number` on the way to this timeline: where a timeline was left inside a segment, the younger
+    /// timeline's copy, because the older one's may be partial or missing. `None` past the end of the address space.
+    #[must_use]
+    pub fn segment(&self, number: u64, size: SegmentSize) -> Option<SegmentName> {
+        let last_byte = Lsn(number.checked_mul(size.bytes())?.checked_add(size.bytes() - 1)?);
+        SegmentName::from_number(self.at(last_byte), number, size)
     }
 
     /// Where `ancestor` was left on the way to this timeline; `None` for the timeline itself.

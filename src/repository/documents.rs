@@ -181,8 +181,9 @@ pub struct BackupDocument {
     pub walden: String,
 }
 
-/// `intent-1.json`: a backup that has begun, and which others it may refer to. Written before its first part; what it
-/// says of the reading lets a later backup use the parts of one that was killed.
+/// `intent-<n>.json`: a backup that has begun, and which others it may refer to; what each of several says holds.
+/// The first is written before its first part; what it says of the reading lets a later backup use the parts of one that
+/// was killed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IntentDocument {
     /// The format of the backup.
@@ -200,6 +201,17 @@ pub struct IntentDocument {
     pub origin: Option<Origin>,
     /// The backups whose parts it may come to need.
     pub references: Vec<BackupId>,
+}
+
+/// What stands in place of `backup-1.json` where an expiry has given up an attempt: it never becomes a backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// The format of the backup.
+    pub format: u32,
+    /// Its id.
+    pub id: BackupId,
+    /// When it was given up.
+    pub given_up: DateTime<Utc>,
 }
 
 /// A document as it is stored: JSON that people can read, with a line feed at its end.

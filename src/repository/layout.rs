@@ -120,9 +120,9 @@ impl SystemFolder {
         Key::new(format!("{}backup-{number}.json", self.backup(id)))
     }
 
-    /// The document that says that a backup has begun.
-    pub fn intent(&self, id: BackupId) -> Result<Key> {
-        Key::new(format!("{}intent-1.json", self.backup(id)))
+    /// The document that says that a backup has begun, or what else it may refer to.
+    pub fn intent(&self, id: BackupId, number: u32) -> Result<Key> {
+        Key::new(format!("{}intent-{number}.json", self.backup(id)))
     }
 
     /// The list of everything in a backup, in its `number`th version.
@@ -171,10 +171,42 @@ impl SystemFolder {
     }
 
     /// Whether that is about one repository alone, and means nothing in another that holds the same: how long a
-    /// restore from there took.
+    /// restore from there took, and what was removed there.
     #[must_use]
     pub fn is_of_one_repository(&self, key: &Key) -> bool {
-        key.as_str().starts_with(&self.notes("restores"))
+        ["restores", "condemned", "horizon"].iter().any(|kind| key.as_str().starts_with(&self.notes(kind)))
+    }
+
+    /// What an object in the folder of a backup is; none of what no Walden of this version writes there.
+    #[must_use]
+    pub fn object_of(&self, id: BackupId, key: &Key) -> Option<BackupObject> {
+        let name = key.as_str().strip_prefix(&self.backup(id))?;
+        let (kind, rest) = name.split_once('-')?;
+        let (number, extension) = rest.split_once('.')?;
+        let number: u32 = number.parse().ok()?;
+        let object = match (kind, extension) {
+            ("backup", "json") => BackupObject::Document(number),
+            ("intent", "json") => BackupObject::Intent(number),
+            ("manifest", "json.zst") => BackupObject::Manifest(number),
+            ("catalogue", "json.zst") => BackupObject::Catalogue(number),
+            ("extra", "tar.zst") => BackupObject::Extra(number),
+            ("part", "tar.zst") => BackupObject::Part(number),
+            _ => return None,
+        };
+        // Another spelling of the number is another object.
+        self.key_of(id, object).ok().filter(|same| same == key).map(|_| object)
+    }
+
+    /// The key of an object in the folder of a backup.
+    pub fn key_of(&self, id: BackupId, object: BackupObject) -> Result<Key> {
+        match object {
+            BackupObject::Document(number) => self.backup_document(id, number),
+            BackupObject::Intent(number) => self.intent(id, number),
+            BackupObject::Manifest(number) => self.manifest(id, number),
+            BackupObject::Catalogue(number) => self.catalogue(id, number),
+            BackupObject::Extra(number) => self.extra(id, number),
+            BackupObject::Part(number) => self.part(id, number),
+        }
     }
 
     /// The folder of the leases of one kind.
@@ -194,6 +226,23 @@ impl SystemFolder {
     pub fn probes(&self) -> String {
         format!("{}probe/", self.prefix())
     }
+}
+
+/// An object in the folder of a backup, with its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BackupObject {
+    /// `backup-<n>.json`
+    Document(u32),
+    /// `intent-<n>.json`
+    Intent(u32),
+    /// `manifest-<n>.json.zst`
+    Manifest(u32),
+    /// `catalogue-<n>.json.zst`
+    Catalogue(u32),
+    /// `extra-<n>.tar.zst`
+    Extra(u32),
+    /// `part-<n>.tar.zst`
+    Part(u32),
 }
 
 /// The segment that an object's key names, if it is one's.
@@ -289,6 +338,26 @@ mod tests {
             assert_eq!(archived(&key), Some((folder().incarnation, file, hash)));
         }
         assert_eq!(archived(&folder().system().unwrap()), None);
+    }
+
+    #[test]
+    fn what_lies_in_the_folder_of_a_backup_is_known_by_its_key_or_not_at_all() {
+        let (folder, id) = (folder(), "20261121T014500Z".parse().unwrap());
+        for object in [
+            BackupObject::Document(2),
+            BackupObject::Intent(1),
+            BackupObject::Manifest(1),
+            BackupObject::Catalogue(1),
+            BackupObject::Extra(1),
+            BackupObject::Part(3),
+            BackupObject::Part(123_456),
+        ] {
+            assert_eq!(folder.object_of(id, &folder.key_of(id, object).unwrap()), Some(object));
+        }
+        for name in ["part-3.tar.zst", "part-00003.tar.zst.age", "backup-01.json", "notes-1.json", "backup-1.json/x"] {
+            let key = Key::new(format!("{}{name}", folder.backup(id))).unwrap();
+            assert_eq!(folder.object_of(id, &key), None, "{name}");
+        }
     }
 
     #[test]

@@ -12,11 +12,11 @@ use std::{fs, sync::Arc};
 use chrono::{DateTime, Duration, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{System, document, documents, layout};
+use super::{System, numbered};
 use crate::{
     clock::{Clock, Random},
     error::{Error, Result},
-    store::{self, Key, Put, Store},
+    store::{Put, Store},
 };
 
 /// A holder renews well before this is over; after it, anybody may take over.
@@ -27,14 +27,9 @@ const TERM: Duration = Duration::seconds(120);
 pub struct LeaseDocument {
     /// A random name of the holder's.
     pub holder: String,
-    /// The host it runs on.
-    pub host: String,
-    /// The boot of that host (`/proc/sys/kernel/random/boot_id`).
-    pub boot: String,
-    /// Its process id there.
-    pub pid: u32,
-    /// When that process started, in clock ticks since boot (`/proc/<pid>/stat`).
-    pub started: u64,
+    /// Where it runs.
+    #[serde(flatten)]
+    pub by: ThisProcess,
     /// When it took the lease.
     pub taken: DateTime<Utc>,
     /// When it lets go of it without another word.
@@ -60,12 +55,12 @@ impl Lease {
         let me = ThisProcess::read();
         for _ in 0..4 {
             let now = clock.now();
-            let (number, current) = highest(&*store, &folder).await?;
-            if let Some(held) = current.filter(|held| held.expires > now && !me.outlived(held)) {
+            let (number, current) = numbered::highest::<LeaseDocument>(&*store, &folder).await?;
+            if let Some(held) = current.filter(|held| held.expires > now && !me.outlived(&held.by)) {
                 return Err(Error::refused(format!(
                     "another {kind} is running: process {} on {} began at {}",
-                    held.pid,
-                    held.host,
+                    held.by.pid,
+                    held.by.host,
                     held.taken.format("%Y-%m-%d %H:%M:%S UTC")
                 ))
                 .hint(format!(
@@ -73,15 +68,7 @@ impl Lease {
                     held.expires.format("%H:%M:%S UTC")
                 )));
             }
-            let document = LeaseDocument {
-                holder: random.name(),
-                host: me.host.clone(),
-                boot: me.boot.clone(),
-                pid: me.pid,
-                started: me.started,
-                taken: now,
-                expires: now + TERM,
-            };
+            let document = LeaseDocument { holder: random.name(), by: me.clone(), taken: now, expires: now + TERM };
             let mut lease =
                 Self { store: store.clone(), folder: folder.clone(), clock: clock.clone(), number, document };
             if lease.put_next().await? == Put::Created {
@@ -91,27 +78,19 @@ impl Lease {
         Err(Error::refused(format!("several programs want to begin a {kind} at the same time")).hint("try again"))
     }
 
-    async fn put_next(&mut self) -> Result<Put> {
-        let key = Key::new(format!("{}{}.json", self.folder, self.number + 1))?;
-        let put = self.store.put(&key, documents::to_bytes(&self.document)?.into()).await?;
-        if put == Put::Created {
-            self.number += 1;
-            // Old numbers do no harm: a writer that may not delete leaves them.
-            if let Err(error) = self.clear_lower().await {
-                tracing::debug!(%error, "old leases stay");
-            }
-        }
-        Ok(put)
+    /// Who holds the lease of that kind at this instant.
+    pub async fn holder(system: &System, kind: &str, now: DateTime<Utc>) -> Result<Option<LeaseDocument>> {
+        let folder = system.folder.leases(kind);
+        let (_, current) = numbered::highest::<LeaseDocument>(&*system.store, &folder).await?;
+        Ok(current.filter(|held| held.expires > now && !ThisProcess::read().outlived(&held.by)))
     }
 
-    async fn clear_lower(&self) -> Result<()> {
-        for listed in store::list_all(&*self.store, &self.folder).await? {
-            match layout::number_of(&listed.key, "") {
-                Some(number) if number < self.number => self.store.delete(&listed.key).await?,
-                _ => {}
-            }
+    async fn put_next(&mut self) -> Result<Put> {
+        let put = numbered::put_next(&*self.store, &self.folder, self.number, &self.document).await?;
+        if put == Put::Created {
+            self.number += 1;
         }
-        Ok(())
+        Ok(put)
     }
 
     /// How often [`Lease::renew`] is to be called.
@@ -122,13 +101,11 @@ impl Lease {
 
     /// Holds on to it for another term. Refused when somebody has taken it over.
     pub async fn renew(&mut self) -> Result<()> {
-        let lost = || Error::refused("another program has taken over the lease while this one did not answer");
         self.document.expires = self.clock.now() + TERM;
         if self.put_next().await? == Put::Exists {
-            return Err(lost());
+            return Err(Error::refused("another program has taken over the lease while this one did not answer"));
         }
-        let (number, _) = highest(&*self.store, &self.folder).await?;
-        if number > self.number { Err(lost()) } else { Ok(()) }
+        Ok(())
     }
 
     /// Lets go of it.
@@ -138,31 +115,22 @@ impl Lease {
     }
 }
 
-async fn highest(store: &dyn Store, folder: &str) -> Result<(u32, Option<LeaseDocument>)> {
-    // A number that vanishes between listing and reading was overtaken by a higher one.
-    for _ in 0..4 {
-        let listed = store::list_all(store, folder).await?;
-        let Some(number) = listed.iter().filter_map(|l| layout::number_of(&l.key, "")).max() else {
-            return Ok((0, None));
-        };
-        match document::<LeaseDocument>(store, &Key::new(format!("{folder}{number}.json"))?).await {
-            Ok(held) => return Ok((number, Some(held))),
-            Err(error) if error.kind() == crate::error::Kind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Err(Error::unavailable(format!("the leases in {folder} change faster than they can be read")))
-}
-
-struct ThisProcess {
-    host: String,
-    boot: String,
-    pid: u32,
-    started: u64,
+/// A process, told apart from any other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThisProcess {
+    /// The host it runs on.
+    pub host: String,
+    /// The boot of that host (`/proc/sys/kernel/random/boot_id`).
+    pub boot: String,
+    /// Its process id there.
+    pub pid: u32,
+    /// When that process started, in clock ticks since boot (`/proc/<pid>/stat`).
+    pub started: u64,
 }
 
 impl ThisProcess {
-    fn read() -> Self {
+    /// This very process.
+    pub(super) fn read() -> Self {
         let pid = std::process::id();
         Self {
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
@@ -173,7 +141,7 @@ impl ThisProcess {
     }
 
     /// Whether the holder was a process of this very boot of this very host and is gone.
-    fn outlived(&self, held: &LeaseDocument) -> bool {
+    pub(super) fn outlived(&self, held: &Self) -> bool {
         !self.boot.is_empty()
             && (&self.host, &self.boot) == (&held.host, &held.boot)
             && started(held.pid) != Some(held.started)

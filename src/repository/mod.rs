@@ -2,11 +2,14 @@
 //! catalogue of backups, leases.
 
 mod catalogue;
+mod condemned;
 mod documents;
 mod environment;
 mod extra;
 mod files;
 mod gaps;
+pub mod hold;
+mod horizon;
 mod layer_maps;
 mod layout;
 pub mod lease;
@@ -14,8 +17,10 @@ mod listing;
 mod manifest;
 mod names;
 mod notes;
+mod numbered;
 mod part_index;
 pub mod pieces;
+mod pins;
 mod references;
 mod rolling;
 pub mod rollup;
@@ -30,21 +35,27 @@ use std::{
     sync::Arc,
 };
 
+use chrono::{DateTime, Utc};
+
 pub use catalogue::{CatalogueEntry, CatalogueWriter};
+pub use condemned::Condemned;
 pub use documents::{
     BackupDocument, BadPage, FORMAT, IntentDocument, PartSummary, RepositoryDocument, SystemDocument, Tablespace,
+    Tombstone,
 };
 pub use environment::{ConfigurationFiles, Environment, Library, Needed, Unknown, list};
 pub use extra::{ExtraObject, ExtraWriter, LeftOut, Member, MemberKind};
 pub use files::Files;
 pub use gaps::{GapNote, MissingRow, Suspended, rows as rows_of_segments};
+pub use horizon::{Horizons, horizons};
 pub use layer_maps::{LayerMaps, Overlaid, overlay};
-pub use layout::{REPOSITORY, SystemFolder, piece_of, segment_of};
+pub use layout::{BackupObject, REPOSITORY, SystemFolder, piece_of, segment_of};
 pub use listing::Stored;
 pub use manifest::{Directory, File, FileStat, FileSystem, Hashed, Layer, LayerKind, LayerMap, Manifest, Origin, Part};
 pub use names::{BackupId, ClusterName, EndedRow, Incarnation, RepositoryName, RollUpName};
 pub use notes::{Measured, RestoreNote};
 pub use part_index::{LayerBlocks, PartIndex};
+pub use pins::Pin;
 pub use references::{Needed as NeededParts, NeededPart, PartName, PartUse, References, Stock, Total, Unneeded};
 pub use rolling::RolledUp;
 
@@ -192,44 +203,93 @@ impl System {
     }
 
     async fn newest_document(&self, id: BackupId) -> Result<Option<BackupDocument>> {
-        // `backup-<n>.json` sorts before `manifest-` and `part-`: a short listing holds them all.
-        let listed = self.store.list(&self.folder.backup(id), None, 1000).await?;
-        match listed.iter().filter_map(|l| layout::number_of(&l.key, "backup-")).max() {
-            Some(number) => document(&*self.store, &self.folder.backup_document(id, number)?).await.map(Some),
+        let numbers = self.small_objects(id).await?;
+        let documents = numbers.iter().filter_map(|object| match object {
+            BackupObject::Document(number) => Some(*number),
+            _ => None,
+        });
+        match documents.max() {
+            Some(number) => self.document_of(id, number).await,
             None => Ok(None),
         }
     }
 
-    /// Writes the document that makes a backup exist.
+    /// Whether a backup of that id exists.
+    pub async fn backup_exists(&self, id: BackupId) -> Result<bool> {
+        Ok(self.newest_document(id).await?.is_some())
+    }
+
+    /// The `number`th document of a backup; `None` where it is the tombstone of an attempt that was given up.
+    pub async fn document_of(&self, id: BackupId, number: u32) -> Result<Option<BackupDocument>> {
+        let key = self.folder.backup_document(id, number)?;
+        let bytes = store::read(&*self.store, &key, DOCUMENT_LIMIT).await?;
+        if documents::from_bytes::<Tombstone>(key.as_str(), &bytes).is_ok() {
+            return Ok(None);
+        }
+        documents::from_bytes(key.as_str(), &bytes).map(Some)
+    }
+
+    /// What lies in a backup's folder besides its parts: `part-` sorts after all else, so that a short listing holds it.
+    async fn small_objects(&self, id: BackupId) -> Result<Vec<BackupObject>> {
+        let listed = self.store.list(&self.folder.backup(id), None, 1000).await?;
+        Ok(listed.iter().filter_map(|l| self.folder.object_of(id, &l.key)).collect())
+    }
+
+    /// Writes the document that makes a backup exist. Refused where an expiry has given the attempt up.
     pub async fn publish(&self, backup: &BackupDocument, number: u32) -> Result<()> {
         let key = self.folder.backup_document(backup.id, number)?;
         match self.store.put(&key, documents::to_bytes(backup)?.into()).await? {
             Put::Created => Ok(()),
+            Put::Exists if number == 1 && self.document_of(backup.id, 1).await?.is_none() => Err(Error::refused(
+                format!("backup {} was taken for dead, and an expiry has given it up", backup.id),
+            )
+            .hint(
+                "it had lost its lease: this host did not reach the repository for some minutes; take the backup again",
+            )),
             Put::Exists => Err(Error::refused(format!("{key} is there already: another program wrote this backup"))),
         }
     }
 
-    /// Says that a backup has begun, before it refers to any other.
-    pub async fn intend(&self, intent: &IntentDocument) -> Result<()> {
-        let key = self.folder.intent(intent.id)?;
+    /// Gives up an attempt for good: whatever becomes of it, it will never be a backup. [`Put::Exists`] when it has
+    /// become one, or was given up before.
+    pub async fn give_up(&self, id: BackupId, now: DateTime<Utc>) -> Result<Put> {
+        let tombstone = Tombstone { format: FORMAT, id, given_up: now };
+        self.store.put(&self.folder.backup_document(id, 1)?, documents::to_bytes(&tombstone)?.into()).await
+    }
+
+    /// Says that a backup has begun, or what else it may refer to, before it refers to it.
+    pub async fn intend(&self, intent: &IntentDocument, number: u32) -> Result<()> {
+        let key = self.folder.intent(intent.id, number)?;
         match self.store.put(&key, documents::to_bytes(intent)?.into()).await? {
             Put::Created => Ok(()),
             Put::Exists => Err(Error::refused(format!("{key} is there already: another program writes this backup"))),
         }
     }
 
-    /// What was said of backups that began after `after` and do not exist, oldest first.
+    /// One of the documents in which a backup says what it may refer to.
+    pub async fn intent(&self, id: BackupId, number: u32) -> Result<IntentDocument> {
+        document(&*self.store, &self.folder.intent(id, number)?).await
+    }
+
+    /// What was said of backups that began after `after` and do not exist, oldest first; of each what it said last.
     pub async fn attempts(&self, after: Option<BackupId>) -> Result<Vec<IntentDocument>> {
         let mut attempts = Vec::new();
         for name in self.store.folders(&self.folder.backups()).await? {
             let Ok(id) = name.parse::<BackupId>() else { continue };
-            if after.is_some_and(|after| id <= after) || self.newest_document(id).await?.is_some() {
+            if after.is_some_and(|after| id <= after) {
                 continue;
             }
-            match document(&*self.store, &self.folder.intent(id)?).await {
-                Ok(intent) => attempts.push(intent),
-                Err(error) if error.kind() == Kind::NotFound => {}
-                Err(error) => return Err(error),
+            // Asked for by their names, deleted ones would be doubtful in a bucket that keeps versions.
+            let (mut exists, mut last) = (false, None);
+            for object in self.small_objects(id).await? {
+                match object {
+                    BackupObject::Document(_) => exists = true,
+                    BackupObject::Intent(number) => last = last.max(Some(number)),
+                    _ => {}
+                }
+            }
+            if let Some(number) = last.filter(|_| !exists) {
+                attempts.push(self.intent(id, number).await?);
             }
         }
         Ok(attempts)

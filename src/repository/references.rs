@@ -4,14 +4,14 @@
 //! Manifests are read one after the other, and of each no more than one file at a time is held. What is kept is a few
 //! dozen bytes a part, and the stretches of it that are living, in which neighbouring members are one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{BackupDocument, BackupId, IntentDocument, Layer, Part, System, document};
+use super::{BackupDocument, BackupId, BackupObject, IntentDocument, Layer, Part, System};
 use crate::{
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     seal::Blake3,
 };
 
@@ -266,16 +266,39 @@ impl System {
         let mut unneeded: Vec<_> = unneeded.into_values().collect();
         for found in &mut unneeded {
             found.parts.sort_unstable();
-            found.begun = self.intent(found.backup).await?.map(|intent| intent.begun);
+            found.begun = self.first_intent(found.backup).await?.map(|intent| intent.begun);
         }
         Ok(Stock { backups, references, unneeded })
     }
 
-    async fn intent(&self, backup: BackupId) -> Result<Option<IntentDocument>> {
-        match document(&*self.store, &self.folder.intent(backup)?).await {
-            Ok(intent) => Ok(Some(intent)),
-            Err(error) if error.kind() == Kind::NotFound => Ok(None),
-            Err(error) => Err(error),
+    /// The parts that a backup needs, its own and those of others. Proves the manifest's hash, and that it points into
+    /// the parts of those backups alone that the document names.
+    pub async fn parts_by_folder(&self, backup: &BackupDocument) -> Result<BTreeMap<BackupId, BTreeSet<u32>>> {
+        let needed = self
+            .read_manifest(backup, move |text| {
+                let mut needed: BTreeMap<BackupId, BTreeSet<u32>> = BTreeMap::new();
+                stream::read(text, &mut |each| match each {
+                    stream::Each::Part(part) => _ = needed.entry(part.backup).or_default().insert(part.number),
+                    // Of what it says twice both count.
+                    stream::Each::Layer(layer) => _ = needed.entry(layer.backup).or_default().insert(layer.part),
+                })?;
+                Ok(needed)
+            })
+            .await?;
+        match needed.keys().find(|of| **of != backup.id && !backup.references.contains(of)) {
+            None => Ok(needed),
+            Some(of) => Err(Error::damaged(format!(
+                "the manifest of backup {} points into parts of backup {of}, which its document does not name",
+                backup.id
+            ))),
+        }
+    }
+
+    async fn first_intent(&self, backup: BackupId) -> Result<Option<IntentDocument>> {
+        // Asked for by its name, a deleted one would be doubtful in a bucket that keeps versions.
+        match self.small_objects(backup).await?.contains(&BackupObject::Intent(1)) {
+            true => self.intent(backup, 1).await.map(Some),
+            false => Ok(None),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{ops::Range, sync::Arc};
 use bytes::Bytes;
 
 use super::{Answer, Download, Key, Listed, Put, Store, Upload};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 
 /// A store that looks for an object before it writes it.
 #[derive(Debug)]
@@ -63,6 +63,10 @@ impl Store for CheckThenPut {
 
     fn delete<'a>(&'a self, key: &'a Key) -> Answer<'a, ()> {
         self.inner.delete(key)
+    }
+
+    fn delete_many<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<(Key, Error)>> {
+        self.inner.delete_many(keys)
     }
 }
 

@@ -100,6 +100,10 @@ impl Store for Faulty {
     fn delete<'a>(&'a self, key: &'a Key) -> Answer<'a, ()> {
         Box::pin(self.trouble.over(self.inner.delete(key)))
     }
+
+    fn delete_many<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<(Key, Error)>> {
+        Box::pin(self.trouble.over(self.inner.delete_many(keys)))
+    }
 }
 
 struct FaultyUpload {

@@ -144,6 +144,22 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Removes an object. One that is not there is a success.
     fn delete<'a>(&'a self, key: &'a Key) -> Answer<'a, ()>;
 
+    /// Removes up to a thousand objects, in no order. Gives back those that the place does not let go (a lock, a missing
+    /// right), each with its words; the others are gone.
+    fn delete_many<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<(Key, Error)>> {
+        Box::pin(async move {
+            let mut kept = Vec::new();
+            for key in keys {
+                match self.delete(key).await {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == Kind::Denied => kept.push((key.clone(), error)),
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(kept)
+        })
+    }
+
     /// Whether there may be several copies of an object, so that one that is damaged can be done without.
     fn has_copies(&self) -> bool {
         false

@@ -21,7 +21,11 @@ use std::{
     time::Duration,
 };
 
-use aws_sdk_s3::{Client, operation::list_objects_v2::ListObjectsV2Output};
+use aws_sdk_s3::{
+    Client,
+    operation::list_objects_v2::ListObjectsV2Output,
+    types::{Delete, ObjectIdentifier},
+};
 use bytes::Bytes;
 
 pub use self::{client::Keys, upload::settle};
@@ -31,7 +35,7 @@ use super::{
 };
 use crate::{
     clock::Random,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     human,
 };
 
@@ -246,6 +250,22 @@ impl Store for S3Store {
         })
     }
 
+    fn delete_many<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<(Key, Error)>> {
+        Box::pin(async move {
+            if let Some(kept) = delete_many(&self.bucket, keys).await? {
+                return Ok(kept);
+            }
+            let mut kept = Vec::new();
+            for key in keys {
+                match self.delete(key).await {
+                    Err(error) if error.kind() == Kind::Denied => kept.push((key.clone(), error)),
+                    deleted => deleted?,
+                }
+            }
+            Ok(kept)
+        })
+    }
+
     fn delete<'a>(&'a self, key: &'a Key) -> Answer<'a, ()> {
         Box::pin(async move {
             let call = self.bucket.call("delete", key.as_str());
@@ -261,6 +281,38 @@ impl Store for S3Store {
             .await
         })
     }
+}
+
+/// Deletes up to a thousand objects with one request; `None` where the store does not know how.
+async fn delete_many(bucket: &Arc<Bucket>, keys: &[Key]) -> Result<Option<Vec<(Key, Error)>>> {
+    let call = bucket.call("delete", format!("{} objects", keys.len()));
+    let call = &call;
+    call.persist(0, |_| async move {
+        let objects = keys.iter().map(|key| ObjectIdentifier::builder().key(bucket.object(key.as_str())).build());
+        let objects = objects.collect::<Result<Vec<_>, _>>();
+        let wanted = objects.and_then(|objects| Delete::builder().set_objects(Some(objects)).quiet(true).build());
+        let wanted = wanted.map_err(|e| Error::internal("ask for objects to be deleted").source(e))?;
+        let request = bucket.client().delete_objects().bucket(&bucket.options.bucket).delete(wanted);
+        let answer = match request.send().await.map_err(|e| call.failure(e)) {
+            Ok(answer) => answer,
+            Err(failure) if failure.is("NotImplemented") || matches!(failure.status, 405 | 501) => return Ok(None),
+            Err(failure) => return Err(failure.error),
+        };
+        let mut kept = Vec::new();
+        for error in answer.errors() {
+            let (code, words) = (error.code().unwrap_or_default(), error.message().unwrap_or_default());
+            let key = keys.iter().find(|key| error.key() == Some(&bucket.object(key.as_str())));
+            match (code, key) {
+                ("NoSuchKey", _) => {}
+                ("InternalError" | "SlowDown" | "ServiceUnavailable", _) | (_, None) => {
+                    return Err(call.error(Error::unavailable(format!("the store said not now ({code}: {words})"))));
+                }
+                (_, Some(key)) => kept.push((key.clone(), Error::denied(format!("{words} ({code})")))),
+            }
+        }
+        Ok(Some(kept))
+    })
+    .await
 }
 
 /// Lists from `after` on; where the store's order turns out not to be ours (some list folder by folder), everything.

@@ -91,7 +91,7 @@ impl Scene {
             origin: Some(origin),
             references: Vec::new(),
         };
-        self.runtime.block_on(self.system.intend(&intent)).unwrap();
+        self.runtime.block_on(self.system.intend(&intent, 1)).unwrap();
         let parts = Arc::new(Parts::new(self.system.clone(), id, 1));
         let mut shelf = Shelf::new(parts, self.runtime.handle().clone());
         let into = Into {

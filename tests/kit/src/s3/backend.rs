@@ -201,6 +201,15 @@ impl S3 for Backend {
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
+    async fn delete_objects(&self, req: S3Request<DeleteObjectsInput>) -> S3Result<S3Response<DeleteObjectsOutput>> {
+        let mut state = self.state();
+        let bucket = state.bucket(&req.input.bucket)?;
+        for object in req.input.delete.objects {
+            bucket.remove(&object.key);
+        }
+        Ok(S3Response::new(DeleteObjectsOutput::default()))
+    }
+
     async fn head_bucket(&self, req: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {
         self.state().bucket(&req.input.bucket)?;
         Ok(S3Response::new(HeadBucketOutput::default()))

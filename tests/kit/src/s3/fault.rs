@@ -223,6 +223,7 @@ fn operation(request: &Request<Incoming>) -> &'static str {
         "PUT" if bucket_only => "CreateBucket",
         "PUT" if asks("uploadId") => "UploadPart",
         "PUT" => "PutObject",
+        "POST" if asks("delete") => "DeleteObjects",
         "POST" if asks("uploads") => "CreateMultipartUpload",
         "POST" if asks("uploadId") => "CompleteMultipartUpload",
         "DELETE" if asks("uploadId") => "AbortMultipartUpload",

@@ -1,0 +1,177 @@
+//! `walden expire` and `walden delete`: what goes is told first, and then it goes.
+
+use serde_json::json;
+
+use super::{Align, Context, Paint, Table, exit::End};
+use crate::{
+    error::Result,
+    human,
+    keep::{
+        self, Done, ExpiryPlan, Policy,
+        plan::{Litter, SystemPlan, Why},
+        remain::Remains,
+    },
+    report,
+    repository::BackupId,
+};
+
+/// The arguments of `walden expire`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Tell what would go, and remove nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// The arguments of `walden delete`.
+#[derive(Debug, clap::Args)]
+pub struct DeleteArgs {
+    /// The backup, as walden list shows it
+    #[arg(value_name = "ID")]
+    backup: BackupId,
+    /// Remove it though what the rules promise is lost by it
+    #[arg(long)]
+    force: bool,
+    /// Tell what would go, and remove nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// What the configuration says is to be kept.
+fn policy(context: &Context) -> Result<Policy> {
+    let keep = &context.config()?.keep;
+    let (last, daily, weekly, monthly, yearly) = (keep.last, keep.daily, keep.weekly, keep.monthly, keep.yearly);
+    Ok(Policy { last, daily, weekly, monthly, yearly, window: keep.window, zone: keep.zone })
+}
+
+pub async fn run(args: &Args, context: &Context) -> Result<End> {
+    let (cluster, store, policy) = (context.cluster()?, context.store().await?, policy(context)?);
+    let plan = keep::plan_expiry(&store, &cluster.name, &policy, context.clock.now()).await?;
+    if policy.is_empty() {
+        context.output.remark(
+            "[keep] has no rules: no backup and no WAL is removed, only what nothing can ever need; \
+             docs/CONFIGURATION.md tells of last, daily, weekly, monthly, yearly and window",
+        );
+    }
+    carry_out(plan, args.dry_run, context).await
+}
+
+pub async fn delete(args: &DeleteArgs, context: &Context) -> Result<End> {
+    let (cluster, store, policy) = (context.cluster()?, context.store().await?, policy(context)?);
+    let now = context.clock.now();
+    let plan = keep::plan_deletion(&store, &cluster.name, args.backup, &policy, now, args.force).await?;
+    for cost in &plan.costs {
+        let out = &context.output;
+        out.remark(format_args!("{} {cost} cannot be recovered any more", out.paint(Paint::Warning, "warning:")));
+    }
+    carry_out(plan, args.dry_run, context).await
+}
+
+/// Tells the plan, and carries it out unless it is a dry run.
+async fn carry_out(plan: ExpiryPlan, dry_run: bool, context: &Context) -> Result<End> {
+    let out = &context.output;
+    if !out.json {
+        tell(&plan, context);
+        out.flush();
+    }
+    let mut done = Vec::new();
+    if !dry_run {
+        done = keep::carry_out(&plan, context.clock.clone(), &context.random, &context.interrupt()).await?;
+    }
+    if out.json {
+        let done = (!dry_run).then_some(&done);
+        out.document(&json!({ "plan": plan, "done": done }));
+    }
+    done.iter().for_each(|done| tell_done(done, context));
+    Ok(match done.iter().any(|done| done.locked > 0) {
+        true => End::NeedsPerson,
+        false if plan.has_doubts() => End::DamageFound,
+        false => End::Done,
+    })
+}
+
+fn tell(plan: &ExpiryPlan, context: &Context) {
+    let out = &context.output;
+    out.line(format_args!("to be kept: {}", plan.rules));
+    if let Some(from) = plan.window_from {
+        out.line(format_args!("the window begins at {}", human::time(from)));
+    }
+    for system in &plan.systems {
+        if plan.systems.len() > 1 {
+            out.line(format_args!("\n{}", out.paint(Paint::Strong, format!("system {}", system.system))));
+        }
+        tell_system(system, context);
+    }
+}
+
+fn tell_system(plan: &SystemPlan, context: &Context) {
+    let out = &context.output;
+    for doubt in &plan.doubts {
+        out.line(format_args!("{} {doubt}", out.paint(Paint::Bad, "doubt:")));
+    }
+    if !plan.backups.is_empty() {
+        out.line("");
+        out.line(backups(plan, context));
+    }
+    out.line("");
+    for wal in &plan.wal {
+        let rows = if wal.segments == 1 { wal.first.to_string() } else { format!("{} to {}", wal.first, wal.last) };
+        out.line(format_args!("goes: {rows}, {} segments, {}", wal.segments, human::size(wal.bytes)));
+    }
+    for parts in &plan.parts {
+        let why = match parts.why {
+            Why::Expired => "of a backup that goes",
+            Why::Unneeded => "that no backup needs any more",
+            Why::Attempt => "of an attempt that became no backup",
+        };
+        out.line(format_args!("goes: {} parts in {}, {why}, {}", parts.parts, parts.backup, human::size(parts.bytes)));
+    }
+    if plan.litter != Litter::default() {
+        out.line(format_args!("goes: {} small objects, {}", plan.litter.objects, human::size(plan.litter.bytes)));
+    }
+    match plan.objects() {
+        0 => out.line("nothing goes"),
+        objects => out.line(format_args!("in all: {objects} objects, {}", human::size(plan.bytes()))),
+    }
+    plan.held.iter().for_each(|held| out.line(format_args!("stays for now: {held}")));
+    plan.remains.iter().for_each(|remains| out.line(recoverable(remains)));
+    if plan.remains.is_empty() {
+        out.line(out.paint(Paint::Warning, "nothing can be recovered"));
+    }
+}
+
+fn backups(plan: &SystemPlan, context: &Context) -> Table {
+    let mut table = Table::new([("BACKUP", Align::Left), ("STAYS", Align::Left), ("LABEL", Align::Left)]);
+    for fate in &plan.backups {
+        let kept = fate.kept.iter().map(|reason| reason.word()).collect::<Vec<_>>().join(", ");
+        let kept = if kept.is_empty() { context.output.paint(Paint::Warning, "goes") } else { kept };
+        table.row([fate.id.to_string(), kept, fate.label.as_deref().map(report::plain).unwrap_or_default()]);
+    }
+    table
+}
+
+fn recoverable(remains: &Remains) -> String {
+    let Remains { timeline, since, from, to, backups, goes_on, .. } = remains;
+    let to = if *goes_on { format!("{to}, the end of the archive") } else { to.to_string() };
+    let many = if *backups > 1 { format!(", with {backups} backups") } else { String::new() };
+    format!("recoverable on timeline {timeline}: from {} ({from}) up to {to}{many}", human::time(*since))
+}
+
+fn tell_done(done: &Done, context: &Context) {
+    let out = &context.output;
+    for spared in &done.spared {
+        out.remark(format_args!("stays for now: {spared}"));
+    }
+    for locked in &done.told {
+        out.remark(format_args!("{} {locked}", out.paint(Paint::Warning, "not deleted:")));
+    }
+    if done.locked > 0 {
+        out.remark(format_args!(
+            "{} objects are locked, or may not be deleted by these credentials; the next walden expire tries again",
+            done.locked
+        ));
+    }
+    if done.deleted > 0 {
+        out.remark(format_args!("{} objects removed", done.deleted));
+    }
+}

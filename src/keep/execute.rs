@@ -1,0 +1,283 @@
+//! Carries out the plan for one system.
+//!
+//! First everything that goes is condemned, by a document that only one expiry can put after the one that was planned on.
+//! Then it is looked who needs some of it all the same: backups under way, restores, pins and backups that came while
+//! it was planned. Whoever comes later sees what is condemned. Then attempts are given up, documents of backups go before
+//! what they name, parts before WAL, and WAL oldest first; so a kill at any instant leaves whole backups alone, and the
+//! next expiry, which finds the condemnation, ends what was begun.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::{
+    gather,
+    inventory::{BesideKind, Folder},
+    path,
+    plan::{SystemPlan, horizons},
+    ranges::Ranges,
+};
+use crate::{
+    clock::Clock,
+    error::{Error, Kind, Result},
+    interrupt::Interrupt,
+    postgres::{SegmentName, WalFile},
+    repository::{BackupId, BackupObject, Condemned, System},
+    seal,
+    store::{self, Key, Put},
+};
+
+/// Objects that are deleted with one request.
+const BATCH: usize = 1000;
+/// So many objects that could not be deleted are told by their names.
+const TOLD: usize = 20;
+
+/// What came of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Done {
+    /// Objects that were deleted.
+    pub deleted: u64,
+    /// Objects that the store did not let go: how many, and some of them with its words. They stay condemned.
+    pub locked: u64,
+    /// Some of them.
+    pub told: Vec<String>,
+    /// What stayed although it was planned to go, in words: somebody came to need it.
+    pub spared: Vec<String>,
+}
+
+/// Carries out a plan.
+pub async fn execute(system: &System, plan: &SystemPlan, clock: &dyn Clock, interrupt: &Interrupt) -> Result<Done> {
+    if !plan.condemned.is_empty() && !system.condemn(plan.after, &plan.condemned).await? {
+        return Err(Error::refused("another expiry was carried out since this one was planned").hint("plan again"));
+    }
+    // From here on what was condemned is final.
+    let known = system.horizons().await?;
+    for name in horizons(plan, system.document.segment_size) {
+        system.raise_horizon(&known, name).await?;
+    }
+    let mut spared = look_again(system, plan, clock).await?;
+    let mut work = Work { system, interrupt, batch: Vec::new(), done: Done::default() };
+    for id in plan.folders.iter().filter(|(_, work)| work.give_up).map(|(id, _)| *id) {
+        if system.give_up(id, clock.now()).await? == Put::Exists && system.backup_exists(id).await? {
+            spared.backup(system, id).await?;
+        }
+    }
+    work.documents(plan, &spared).await?;
+    if !work.is_stuck(plan, &spared).await? {
+        work.folders(plan, &spared).await?;
+        work.archive(plan, &spared).await?;
+    }
+    work.done.spared = spared.words.into_iter().collect();
+    if !plan.condemned.is_empty() && work.done.locked == 0 {
+        // What somebody needed all the same is planned anew by the next expiry.
+        system.condemn(plan.after + 1, &Condemned::default()).await?;
+    }
+    system.clear_holds(clock.now()).await?;
+    Ok(work.done)
+}
+
+/// What must stay although the plan says otherwise.
+#[derive(Debug, Default)]
+struct Spared {
+    /// Folders of which no part goes.
+    folders: BTreeSet<BackupId>,
+    /// Backups of which nothing goes.
+    backups: BTreeSet<BackupId>,
+    wal: path::Segments,
+    words: BTreeSet<String>,
+}
+
+/// Looks who came to need something while it was planned. Everything that came later sees what is condemned.
+async fn look_again(system: &System, plan: &SystemPlan, clock: &dyn Clock) -> Result<Spared> {
+    let mut spared = Spared::default();
+    let size = system.document.segment_size;
+    let planned: BTreeSet<BackupId> = plan.backups.iter().map(|fate| fate.id).collect();
+    for name in system.store.folders(&system.folder.backups()).await? {
+        let Ok(id) = name.parse::<BackupId>() else { continue };
+        let given_up = plan.folders.get(&id).is_some_and(|work| work.give_up);
+        if planned.contains(&id) || given_up || plan.condemned.backups.contains(&id) {
+            continue;
+        }
+        let listed = system.store.list(&system.folder.backup(id), None, BATCH).await?;
+        let mut folder = Folder::default();
+        folder.objects.extend(listed.iter().filter_map(|l| Some((system.folder.object_of(id, &l.key)?, l.length))));
+        spared.folder(system, id, &folder).await?;
+    }
+    for hold in system.holds(clock.now()).await?.iter().map(gather::holding) {
+        for id in &hold.backups {
+            spared.spare(*id, format!("{} reads backup {id}", hold.who));
+        }
+        for (timeline, rows) in path::named(&hold.wal, size) {
+            spared.wal.entry(timeline).or_default().add_all(&rows);
+        }
+    }
+    for pin in system.pins().await? {
+        let gone = plan.backups.iter().any(|fate| fate.id == pin.backup && fate.kept.is_empty());
+        if gone && system.backup_exists(pin.backup).await? {
+            spared.backup(system, pin.backup).await?;
+        }
+    }
+    Ok(spared)
+}
+
+impl Spared {
+    fn spare(&mut self, id: BackupId, why: String) {
+        self.folders.insert(id);
+        if self.backups.insert(id) {
+            self.words.insert(why);
+        }
+    }
+
+    /// What a folder needs that was not planned for: a backup, or one that is being taken.
+    async fn folder(&mut self, system: &System, id: BackupId, folder: &Folder) -> Result<()> {
+        if folder.objects.iter().any(|(object, _)| matches!(object, BackupObject::Document(_))) {
+            return self.backup(system, id).await;
+        }
+        let intents: Vec<u32> = folder
+            .objects
+            .iter()
+            .filter_map(|(object, _)| if let BackupObject::Intent(number) = object { Some(*number) } else { None })
+            .collect();
+        if !intents.is_empty() {
+            let attempt = gather::attempt(system, id, &intents).await?;
+            self.folders.extend(attempt.references);
+        }
+        Ok(())
+    }
+
+    /// A backup that is there, and was not, or was not to stay, when it was planned.
+    async fn backup(&mut self, system: &System, id: BackupId) -> Result<()> {
+        let document = match system.backup(id).await {
+            Ok(document) => document,
+            // It was given up.
+            Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        self.spare(id, format!("backup {id} is to stay"));
+        self.folders.extend(document.references.iter().copied());
+        let size = system.document.segment_size;
+        let (first, last) = (document.first_segment.number(size)?, document.last_segment.number(size)?);
+        for timeline in system.timelines().await? {
+            self.wal.entry(timeline).or_default().add(first, last + 1);
+        }
+        Ok(())
+    }
+}
+
+/// Deleting, in batches.
+struct Work<'a> {
+    system: &'a System,
+    interrupt: &'a Interrupt,
+    batch: Vec<Key>,
+    done: Done,
+}
+
+impl Work<'_> {
+    async fn delete(&mut self, key: Key) -> Result<()> {
+        self.batch.push(key);
+        if self.batch.len() < BATCH { Ok(()) } else { self.flush().await }
+    }
+
+    /// Everything that was said so far is gone, or told, before anything else is done.
+    async fn flush(&mut self) -> Result<()> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        self.interrupt.check()?;
+        let batch = std::mem::take(&mut self.batch);
+        let mut failed = self.system.store.delete_many(&batch).await?;
+        if failed.len() == batch.len() && self.done == Done::default() {
+            // Nothing at all may be deleted.
+            if let Some((key, error)) = failed.pop() {
+                return Err(error.context(key).hint("whoever expires needs the right to delete objects"));
+            }
+        }
+        self.done.deleted += (batch.len() - failed.len()) as u64;
+        self.done.locked += failed.len() as u64;
+        for (key, error) in failed {
+            if self.done.told.len() < TOLD {
+                self.done.told.push(format!("{key}: {error}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The documents: what they name is whole until they are gone. Of several the highest counts, and goes last.
+    async fn documents(&mut self, plan: &SystemPlan, spared: &Spared) -> Result<()> {
+        let work = || plan.folders.iter().filter(|(id, _)| !spared.backups.contains(id));
+        for (id, work) in work() {
+            for number in work.documents.iter().rev().skip(1).rev() {
+                self.delete(self.system.folder.backup_document(*id, *number)?).await?;
+            }
+        }
+        self.flush().await?;
+        for (id, work) in work() {
+            if let Some(number) = work.documents.last() {
+                self.delete(self.system.folder.backup_document(*id, *number)?).await?;
+            }
+        }
+        self.flush().await
+    }
+
+    /// Whether a document could not be deleted of a backup that was to go: it may need any part, and its WAL.
+    async fn is_stuck(&self, plan: &SystemPlan, spared: &Spared) -> Result<bool> {
+        for id in plan.condemned.backups.iter().filter(|id| self.done.locked > 0 && !spared.backups.contains(id)) {
+            if self.system.backup_exists(*id).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Manifests and what else lies beside them, then parts.
+    async fn folders(&mut self, plan: &SystemPlan, spared: &Spared) -> Result<()> {
+        for (id, work) in plan.folders.iter().filter(|(id, _)| !spared.backups.contains(id)) {
+            for object in &work.objects {
+                self.delete(self.system.folder.key_of(*id, *object)?).await?;
+            }
+        }
+        for (id, work) in plan.folders.iter().filter(|(id, _)| !spared.folders.contains(id)) {
+            for number in work.parts.iter().flat_map(|(first, last)| *first..=*last) {
+                self.delete(self.system.folder.part(*id, number)?).await?;
+            }
+        }
+        self.flush().await
+    }
+
+    /// WAL, oldest first, and what lies beside it.
+    async fn archive(&mut self, plan: &SystemPlan, spared: &Spared) -> Result<()> {
+        let (size, nothing) = (self.system.document.segment_size, Ranges::default());
+        for (timeline, work) in &plan.archive {
+            let spared = spared.wal.get(timeline).unwrap_or(&nothing);
+            for number in work.segments.without(spared).iter().flat_map(|(first, end)| first..end) {
+                if let Some(name) = SegmentName::from_number(*timeline, number, size) {
+                    self.delete(self.system.folder.segment(name)?).await?;
+                }
+            }
+            for (name, what) in &work.beside {
+                if !spared.has(name.number(size)?) || *what == BesideKind::Pieces {
+                    self.beside(*name, *what).await?;
+                }
+            }
+            for name in &work.roll_ups {
+                self.delete(self.system.folder.roll_up(*timeline, *name)?).await?;
+            }
+        }
+        self.flush().await
+    }
+
+    async fn beside(&mut self, name: SegmentName, what: BesideKind) -> Result<()> {
+        let folder = match what {
+            BesideKind::Label(offset) => {
+                let label = WalFile::BackupLabel(name, offset);
+                return self.delete(self.system.folder.wal_file(label, seal::blake3(b""))?).await;
+            }
+            BesideKind::Pieces => self.system.folder.pieces(name)?,
+            BesideKind::Partials => self.system.folder.partials(name)?,
+        };
+        for listed in store::list_all(&*self.system.store, &folder).await? {
+            self.delete(listed.key).await?;
+        }
+        Ok(())
+    }
+}

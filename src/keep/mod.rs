@@ -1,0 +1,21 @@
+//! Retention: what goes by the rules of `[keep]`, and its removal. Everything that is decided is decided in a pure
+//! [`plan`] from what was gathered into an [`inventory`]; a dry run prints that plan, and a real run carries it out.
+
+pub mod choose;
+mod delete;
+mod execute;
+mod expire;
+mod gather;
+pub mod inventory;
+pub mod path;
+pub mod plan;
+pub mod policy;
+pub mod ranges;
+pub mod remain;
+#[cfg(test)]
+mod simulation;
+
+pub use delete::plan_deletion;
+pub use execute::Done;
+pub use expire::{ExpiryPlan, carry_out, plan_expiry, system_of};
+pub use policy::{Policy, Reason};

@@ -1,0 +1,496 @@
+//! The plan of an expiry: what goes, why, and what can be recovered afterwards. A pure value, made of what was found and
+//! of the rules: a dry run prints it, and a real run carries it out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, Duration, Utc};
+use serde::Serialize;
+
+use super::{
+    choose::Chosen,
+    inventory::{BesideKind, Folder, Inventory},
+    path::{self, Segments},
+    policy::{Policy, Reason},
+    ranges::Ranges,
+    remain::{self, Remains},
+};
+use crate::{
+    postgres::{SegmentName, SegmentSize, TimelineId},
+    repository::{BackupId, BackupObject, Condemned, Incarnation, RollUpName},
+};
+
+/// What an attempt that was killed has stored serves the next backup, at most this long.
+const ATTEMPTS_SERVE: Duration = Duration::days(7);
+
+/// What is to be done with one system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SystemPlan {
+    /// The system.
+    pub system: Incarnation,
+    /// Its backups, oldest first, and what becomes of each.
+    pub backups: Vec<Fate>,
+    /// The WAL that goes.
+    pub wal: Vec<GoneWal>,
+    /// The parts that go, by the folders they lie in.
+    pub parts: Vec<GoneParts>,
+    /// Other objects that go, and their bytes: superseded documents, pieces of segments, roll-ups, labels.
+    pub litter: Litter,
+    /// What can be recovered afterwards.
+    pub remains: Vec<Remains>,
+    /// What stays for now, and why, in words.
+    pub held: Vec<String>,
+    /// What could not be read, in words. Nothing of the system goes then.
+    pub doubts: Vec<String>,
+    /// What has to be condemned, what was condemned before included.
+    #[serde(skip)]
+    pub condemned: Condemned,
+    /// The number under which that was said on which this plan is built.
+    #[serde(skip)]
+    pub after: u32,
+    /// What has to be done in the folders of backups.
+    #[serde(skip)]
+    pub folders: BTreeMap<BackupId, FolderWork>,
+    /// What has to be done in the archive.
+    #[serde(skip)]
+    pub archive: BTreeMap<TimelineId, LineWork>,
+}
+
+/// What becomes of a backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fate {
+    /// Its id.
+    pub id: BackupId,
+    /// What the user called it.
+    pub label: Option<String>,
+    /// Why it stays; empty when it goes.
+    pub kept: BTreeSet<Reason>,
+}
+
+/// A row of segments that goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GoneWal {
+    /// The first.
+    pub first: SegmentName,
+    /// The last.
+    pub last: SegmentName,
+    /// How many.
+    pub segments: u64,
+    /// The bytes of their objects.
+    pub bytes: u64,
+}
+
+/// Why parts go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Why {
+    /// Their backup goes, and no other needs them.
+    Expired,
+    /// Their backup is gone, and the last that needed them goes or is gone.
+    Unneeded,
+    /// They were stored by an attempt that never became a backup.
+    Attempt,
+}
+
+/// Parts that go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GoneParts {
+    /// The folder they lie in.
+    pub backup: BackupId,
+    /// Why.
+    pub why: Why,
+    /// How many.
+    pub parts: u64,
+    /// The bytes of the objects.
+    pub bytes: u64,
+}
+
+/// Small objects that go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Litter {
+    /// How many.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Litter {
+    fn add(&mut self, objects: u64, bytes: u64) {
+        self.objects += objects;
+        self.bytes += bytes;
+    }
+}
+
+/// What has to be done in the folder of a backup.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FolderWork {
+    /// Whether an attempt is to be given up first.
+    pub give_up: bool,
+    /// Documents that go before all else, the lowest number first.
+    pub documents: Vec<u32>,
+    /// What goes after them.
+    pub objects: Vec<BackupObject>,
+    /// Parts that go then: first and last numbers.
+    pub parts: Vec<(u32, u32)>,
+}
+
+/// What has to be done with the WAL of a timeline.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LineWork {
+    /// Segments that go.
+    pub segments: Ranges,
+    /// Whatever lies in these folders goes, and these labels.
+    pub beside: Vec<(SegmentName, BesideKind)>,
+    /// Roll-ups that go.
+    pub roll_ups: Vec<RollUpName>,
+}
+
+impl SystemPlan {
+    /// How many objects go.
+    #[must_use]
+    pub fn objects(&self) -> u64 {
+        self.wal.iter().map(|wal| wal.segments).sum::<u64>()
+            + self.parts.iter().map(|parts| parts.parts).sum::<u64>()
+            + self.litter.objects
+    }
+
+    /// The bytes that come free.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.wal.iter().map(|wal| wal.bytes).sum::<u64>()
+            + self.parts.iter().map(|parts| parts.bytes).sum::<u64>()
+            + self.litter.bytes
+    }
+
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.objects() == 0 && self.condemned.is_empty() && self.folders.values().all(|work| !work.give_up)
+    }
+}
+
+/// The kept backups whose manifests have to be read before it can be said which parts go: those that refer to a folder
+/// in which there are parts that are not a kept backup's own.
+#[must_use]
+pub fn manifests_wanted(found: &Inventory, chosen: &Chosen) -> BTreeSet<BackupId> {
+    let mut wanted = BTreeSet::new();
+    let kept = || found.backups.iter().filter(|backup| chosen.kept.contains_key(&backup.id));
+    for (id, folder) in &found.folders {
+        let own = kept().find(|backup| backup.id == *id);
+        let is_own = |number: u32| own.is_some_and(|backup| backup.parts.iter().any(|(own, _)| *own == number));
+        if folder.parts.iter().any(|(number, _)| !is_own(*number)) {
+            wanted.extend(kept().filter(|b| b.id != *id && b.references.contains(id)).map(|b| b.id));
+        }
+    }
+    wanted
+}
+
+/// Makes the plan for one system.
+#[must_use]
+pub fn plan(found: &Inventory, chosen: &Chosen, policy: &Policy, now: DateTime<Utc>) -> SystemPlan {
+    let mut planning = Planning {
+        found,
+        chosen,
+        policy,
+        now,
+        plan: SystemPlan {
+            system: found.incarnation,
+            backups: found.backups.iter().map(|backup| fate(backup, chosen)).collect(),
+            wal: Vec::new(),
+            parts: Vec::new(),
+            litter: Litter::default(),
+            remains: Vec::new(),
+            held: Vec::new(),
+            doubts: found.doubts.clone(),
+            condemned: found.condemned.1.clone(),
+            after: found.condemned.0,
+            folders: BTreeMap::new(),
+            archive: BTreeMap::new(),
+        },
+    };
+    planning.make();
+    planning.plan
+}
+
+fn fate(backup: &super::inventory::Backup, chosen: &Chosen) -> Fate {
+    let kept = chosen.kept.get(&backup.id).cloned().unwrap_or_default();
+    Fate { id: backup.id, label: backup.label.clone(), kept }
+}
+
+struct Planning<'a> {
+    found: &'a Inventory,
+    chosen: &'a Chosen,
+    policy: &'a Policy,
+    now: DateTime<Utc>,
+    plan: SystemPlan,
+}
+
+impl Planning<'_> {
+    fn make(&mut self) {
+        let mut needed = path::there(self.found);
+        if self.found.doubts.is_empty() {
+            let wanted = self.wal_needed();
+            let nothing = Ranges::default();
+            for (timeline, there) in &mut needed {
+                *there = there.and(wanted.get(timeline).unwrap_or(&nothing));
+            }
+            self.condemn_backups();
+            self.archive(&needed, &wanted);
+            self.folders();
+            self.tell_held();
+        }
+        self.plan.remains = remain::remains(self.found, self.chosen, &needed);
+    }
+
+    /// The segments that must stay, there or still to come.
+    fn wal_needed(&self) -> Segments {
+        let (found, size) = (self.found, self.found.segment_size);
+        let mut needed = Segments::new();
+        if self.policy.is_empty() {
+            found.lines.keys().for_each(|timeline| _ = needed.insert(*timeline, Ranges::from_on(0)));
+        }
+        for backup in found.backups.iter().filter(|backup| self.chosen.kept.contains_key(&backup.id)) {
+            let (first, end) = backup.span(size);
+            for line in found.lines.values().filter(|line| backup.lies_on(&line.history)) {
+                path::add(&mut needed, path::along(&line.history, first, end, size));
+            }
+        }
+        for (timeline, base) in &self.chosen.living {
+            let Some(line) = found.lines.get(timeline) else { continue };
+            let base = base.and_then(|id| found.backups.iter().find(|backup| backup.id == id));
+            let first = base.map_or(0, |backup| backup.span(size).0);
+            path::add(&mut needed, path::along(&line.history, first, u64::MAX, size));
+        }
+        // Where a backup that is being taken begins is not known yet; on a standby it can be a while ago.
+        for attempt in found.attempts.values().filter(|_| found.backing_up) {
+            if let Some(line) = found.lines.get(&attempt.timeline) {
+                path::add(&mut needed, path::along(&line.history, 0, u64::MAX, size));
+            }
+        }
+        for hold in &found.holds {
+            for (timeline, held) in path::named(&hold.wal, size) {
+                needed.entry(timeline).or_default().add_all(&held);
+            }
+        }
+        for (timeline, condemned) in path::named(&found.condemned.1.wal, size) {
+            if let Some(ranges) = needed.get_mut(&timeline) {
+                *ranges = ranges.without(&condemned);
+            }
+        }
+        needed
+    }
+
+    fn condemn_backups(&mut self) {
+        let gone = self.plan.backups.iter().filter(|fate| fate.kept.is_empty()).map(|fate| fate.id);
+        let new = Condemned { backups: gone.collect(), ..Condemned::default() };
+        self.plan.condemned.add(new);
+    }
+
+    /// What goes of the archive: `needed` is what stays of what is there, `wanted` what stays of what may come, too.
+    fn archive(&mut self, needed: &Segments, wanted: &Segments) {
+        let size = self.found.segment_size;
+        let nothing = Ranges::default();
+        for (timeline, line) in &self.found.lines {
+            let (there, wanted) = (line.there(), wanted.get(timeline).unwrap_or(&nothing));
+            let gone = there.without(needed.get(timeline).unwrap_or(&nothing));
+            for (first, end) in gone.iter() {
+                let name = |number| SegmentName::from_number(*timeline, number, size);
+                let (Some(first_name), Some(last_name)) = (name(first), name(end - 1)) else { continue };
+                let bytes = line.bytes(first, end);
+                self.plan.wal.push(GoneWal { first: first_name, last: last_name, segments: end - first, bytes });
+            }
+            let mut work = LineWork { segments: gone, ..LineWork::default() };
+            for beside in &line.beside {
+                let Ok(number) = beside.name.number(size) else { continue };
+                let stays = wanted.has(number) && !(beside.what == BesideKind::Pieces && there.has(number));
+                if !stays {
+                    work.beside.push((beside.name, beside.what));
+                    self.plan.litter.add(beside.objects, beside.bytes);
+                }
+            }
+            for (name, length) in &line.roll_ups {
+                let (first, newest) = (u64::from(name.log) * size.per_log(), newest_of(&line.roll_ups, name.log));
+                if wanted.and(&Ranges::of(first, first + size.per_log())).is_empty() || *name < newest {
+                    work.roll_ups.push(*name);
+                    self.plan.litter.add(1, *length);
+                }
+            }
+            self.plan.archive.insert(*timeline, work);
+        }
+        let rows = self.plan.wal.iter().map(|wal| (wal.first, wal.last)).collect();
+        self.plan.condemned.add(Condemned { wal: rows, ..Condemned::default() });
+    }
+
+    fn folders(&mut self) {
+        let found = self.found;
+        for (id, folder) in &found.folders {
+            let work = match found.backups.iter().find(|backup| backup.id == *id) {
+                Some(backup) if self.chosen.kept.contains_key(id) => self.kept_folder(backup, folder),
+                Some(_) => self.gone_folder(*id, folder, Why::Expired),
+                None if folder.given_up => self.gone_folder(*id, folder, Why::Attempt),
+                None => match found.attempts.contains_key(id) && !found.condemned.1.backups.contains(id) {
+                    true if self.is_alive(*id) => continue,
+                    true => {
+                        let new = Condemned { attempts: vec![*id], ..Condemned::default() };
+                        self.plan.condemned.add(new);
+                        let mut work = self.gone_folder(*id, folder, Why::Attempt);
+                        work.give_up = true;
+                        work
+                    }
+                    false => self.gone_folder(*id, folder, Why::Unneeded),
+                },
+            };
+            if work != FolderWork::default() {
+                self.plan.folders.insert(*id, work);
+            }
+        }
+        let parts = self.plan.folders.iter().filter(|(_, work)| !work.parts.is_empty());
+        let parts = parts.map(|(id, work)| (*id, work.parts.clone())).collect();
+        self.plan.condemned.add(Condemned { parts, ..Condemned::default() });
+    }
+
+    /// Whether an attempt may still become a backup, or serve the next one. Clocks may be wrong: whoever gives it up puts
+    /// a tombstone first.
+    fn is_alive(&self, id: BackupId) -> bool {
+        let found = self.found;
+        let newer = found.backups.iter().any(|backup| backup.id > id);
+        let served = newer || id.instant() + ATTEMPTS_SERVE < self.now;
+        found.backing_up || !(served || found.condemned.1.attempts.contains(&id))
+    }
+
+    /// Of a backup that stays: what is superseded, and parts of its folder that nobody needs.
+    fn kept_folder(&mut self, backup: &super::inventory::Backup, folder: &Folder) -> FolderWork {
+        let mut work = FolderWork::default();
+        let newest = folder.objects.iter().filter_map(|(object, _)| match object {
+            BackupObject::Document(number) => Some(*number),
+            _ => None,
+        });
+        let newest = newest.max().unwrap_or(0);
+        let held = self.found.holds.iter().any(|hold| hold.backups.contains(&backup.id));
+        let (manifest, catalogue, extra) = backup.numbers;
+        for (object, length) in &folder.objects {
+            let superseded = match object {
+                BackupObject::Document(number) => *number < newest,
+                BackupObject::Manifest(number) => *number < manifest,
+                BackupObject::Catalogue(number) => catalogue.is_some_and(|counts| *number < counts),
+                BackupObject::Extra(number) => extra.is_some_and(|counts| *number < counts),
+                BackupObject::Intent(_) | BackupObject::Part(_) => false,
+            };
+            if superseded && !held {
+                match object {
+                    BackupObject::Document(number) => work.documents.push(*number),
+                    other => work.objects.push(*other),
+                }
+                self.plan.litter.add(1, *length);
+            }
+        }
+        work.documents.sort_unstable();
+        let own: BTreeSet<u32> = backup.parts.iter().map(|(number, _)| *number).collect();
+        self.gone_parts(backup.id, folder, Why::Attempt, &own, &mut work);
+        work
+    }
+
+    /// Of a backup or attempt that goes: everything but what others need.
+    fn gone_folder(&mut self, id: BackupId, folder: &Folder, why: Why) -> FolderWork {
+        let mut work = FolderWork::default();
+        for (object, length) in &folder.objects {
+            match object {
+                // The tombstone of an attempt stays for ever: it may be asleep.
+                BackupObject::Document(_) if folder.given_up => continue,
+                BackupObject::Document(number) => work.documents.push(*number),
+                other => work.objects.push(*other),
+            }
+            self.plan.litter.add(1, *length);
+        }
+        work.documents.sort_unstable();
+        self.gone_parts(id, folder, why, &BTreeSet::new(), &mut work);
+        work
+    }
+
+    fn gone_parts(&mut self, id: BackupId, folder: &Folder, why: Why, own: &BTreeSet<u32>, work: &mut FolderWork) {
+        if self.reader_of(id).is_some() {
+            return;
+        }
+        let Some(needed) = self.needed_of(id) else { return };
+        let (mut parts, mut bytes) = (0, 0);
+        for (number, length) in &folder.parts {
+            if own.contains(number) || needed.iter().any(|numbers| numbers.contains(number)) {
+                continue;
+            }
+            (parts, bytes) = (parts + 1, bytes + length);
+            match work.parts.last_mut().filter(|(_, last)| last + 1 == *number) {
+                Some((_, last)) => *last = *number,
+                None => work.parts.push((*number, *number)),
+            }
+        }
+        if parts > 0 {
+            self.plan.parts.push(GoneParts { backup: id, why, parts, bytes });
+        }
+    }
+
+    /// What backups that stay need of the parts in another folder. `None` where that is not known of one of them: it may
+    /// be everything.
+    fn needed_of(&self, id: BackupId) -> Option<Vec<&BTreeSet<u32>>> {
+        let kept = self.found.backups.iter().filter(|backup| self.chosen.kept.contains_key(&backup.id));
+        let others = kept.filter(|backup| backup.id != id && backup.references.contains(&id));
+        let known = others.map(|backup| self.found.needed.get(&backup.id)?.as_ref().ok());
+        Some(known.collect::<Option<Vec<_>>>()?.into_iter().filter_map(|needed| needed.get(&id)).collect())
+    }
+
+    /// Who reads, or may come to refer to, the parts of that folder.
+    fn reader_of(&self, id: BackupId) -> Option<String> {
+        let hold = self.found.holds.iter().find(|hold| hold.backups.contains(&id)).map(|hold| hold.who.clone());
+        hold.or_else(|| {
+            let refers = |(attempt, facts): (&BackupId, &super::inventory::Attempt)| {
+                (facts.references.contains(&id) && self.is_alive(*attempt)).then(|| match self.found.backing_up {
+                    true => format!("backup {attempt}, which is being taken"),
+                    false => format!("the next backup, which may go on from attempt {attempt}"),
+                })
+            };
+            self.found.attempts.iter().find_map(refers)
+        })
+    }
+
+    fn tell_held(&mut self) {
+        let found = self.found;
+        let mut held = Vec::new();
+        for id in found.folders.keys().filter(|id| !self.chosen.kept.contains_key(id)) {
+            if let Some(reader) = self.reader_of(*id) {
+                held.push(format!("what is left of backup {id} stays for {reader}"));
+            }
+        }
+        for (id, attempt) in found.attempts.iter().filter(|(id, _)| self.is_alive(**id)) {
+            held.push(match found.backing_up {
+                true => format!(
+                    "backup {id} is being taken: what it has stored stays, and the WAL of timeline {}",
+                    attempt.timeline
+                ),
+                false => format!("what attempt {id} has stored stays for the next backup"),
+            });
+        }
+        for (id, why) in found.needed.iter().filter_map(|(id, needed)| Some((id, needed.as_ref().err()?))) {
+            self.plan.doubts.push(format!("backup {id} keeps all that it may need: {why}"));
+        }
+        for (id, folder) in found.folders.iter().filter(|(_, folder)| folder.strangers > 0) {
+            held.push(format!(
+                "{} objects in the folder of backup {id} are not of this version of Walden, and are left alone",
+                folder.strangers
+            ));
+        }
+        self.plan.held = held;
+    }
+}
+
+fn newest_of(roll_ups: &[(RollUpName, u64)], log: u32) -> RollUpName {
+    let of_log = roll_ups.iter().map(|(name, _)| *name).filter(|name| name.log == log);
+    of_log.max().unwrap_or(RollUpName { log, number: 0, row: None })
+}
+
+/// The first number after those that go, by timeline: below it names are refused from then on.
+#[must_use]
+pub fn horizons(plan: &SystemPlan, size: SegmentSize) -> Vec<SegmentName> {
+    let last = |(timeline, rows): (TimelineId, Ranges)| {
+        let (_, end) = rows.iter().next_back()?;
+        SegmentName::from_number(timeline, end, size)
+    };
+    path::named(&plan.condemned.wal, size).into_iter().filter_map(last).collect()
+}
