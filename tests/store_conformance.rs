@@ -15,7 +15,7 @@ use walden::{
     clock::Random,
     error::Kind,
     store::{
-        Download, Key, Put, Store,
+        Download, Key, Put, Store, Tag,
         dir::DirStore,
         list_all, read,
         s3::{Keys, S3Options, S3Store},
@@ -115,7 +115,8 @@ macro_rules! conformance {
             eight_racing_puts_make_one, eight_racing_uploads_make_one, uploads_of_every_size, an_upload_over_an_object,
             a_dropped_upload_leaves_nothing, an_unfinished_upload_is_not_listed, listings_are_in_byte_order,
             listings_continue_after_a_key, folders_have_something_below, delete_can_be_repeated,
-            a_missing_root_is_not_absence, a_big_object_comes_in_pieces, an_object_is_no_folder);
+            a_missing_root_is_not_absence, a_big_object_comes_in_pieces, an_object_is_no_folder,
+            an_object_is_replaced_only_as_it_was_seen, one_of_eight_replaces);
     })* };
     (@ $on:expr, $($test:ident),*) => { $(#[test] fn $test() { ($on)(stringify!($test), tests::$test); })* };
 }
@@ -392,6 +393,49 @@ mod tests {
             at += chunk.len();
         }
         assert_eq!(at, 64 << 20);
+    }
+
+    pub async fn an_object_is_replaced_only_as_it_was_seen(place: Place) {
+        let (store, name) = (&*place.store, key("a/b"));
+        assert_eq!(store.tag(&name).await.unwrap_err().kind(), Kind::NotFound);
+        for length in [10, 20 << 20] {
+            store.put(&name, Bytes::from("first")).await.unwrap();
+            let first = store.tag(&name).await.unwrap();
+            assert_eq!(store.tag(&name).await.unwrap(), first);
+            assert_eq!(replace(store, "a/b", &first, pattern(length)).await.unwrap(), Put::Created);
+            assert!(read(store, &name, 1 << 30).await.unwrap() == pattern(length));
+            assert_eq!(names(store, "").await, ["a/b"]);
+            let second = store.tag(&name).await.unwrap();
+            assert_ne!(first, second);
+            assert_eq!(replace(store, "a/b", &first, Bytes::from("stale")).await.unwrap(), Put::Exists);
+            assert_eq!(replace(store, "a/b", &first, pattern(20 << 20)).await.unwrap(), Put::Exists);
+            assert_eq!(store.tag(&name).await.unwrap(), second);
+            // One that is dropped changes nothing.
+            let mut dropped = store.replace(&name, &second).await.unwrap();
+            dropped.write(pattern(20 << 20)).await.unwrap();
+            drop(dropped);
+            assert_eq!(store.tag(&name).await.unwrap(), second);
+            store.delete(&name).await.unwrap();
+            let gone = replace(store, "a/b", &second, pattern(length)).await.unwrap_err();
+            assert_eq!(gone.kind(), Kind::NotFound, "{gone}");
+            assert_eq!(names(store, "").await, Vec::<String>::new());
+        }
+    }
+
+    pub async fn one_of_eight_replaces(place: Place) {
+        place.store.put(&key("a/b"), Bytes::from("first")).await.unwrap();
+        let first = place.store.tag(&key("a/b")).await.unwrap();
+        let writers = (0..8).map(|i| {
+            let (store, first) = (Arc::clone(&place.store), first.clone());
+            tokio::spawn(async move { replace(&*store, "a/b", &first, Bytes::from(vec![i; 100_000])).await.unwrap() })
+        });
+        winner(&place, writers.collect(), 100_000).await;
+    }
+
+    async fn replace(store: &dyn Store, name: &str, tag: &Tag, bytes: Bytes) -> Result<Put, Error> {
+        let mut upload = store.replace(&key(name), tag).await?;
+        upload.write(bytes).await?;
+        upload.finish().await
     }
 
     pub async fn an_object_is_no_folder(place: Place) {

@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 
 use super::origin;
 use crate::{
-    error::Result,
+    error::{Kind, Result},
     postgres::{Lsn, TimelineHistory, TimelineId},
     repository::{
         BackupDocument, BackupId, BadPage, File, Files, Hashed, IntentDocument, LayerMaps, Origin, Overlaid, Part,
@@ -86,6 +86,9 @@ pub async fn find(
     block_size: u32,
 ) -> Result<Option<Ancestor>> {
     let mut ancestor = newest(system, history, here, block_size).await?;
+    if let Some(copies) = &system.copies {
+        copies.tidy(ancestor.base.as_ref());
+    }
     for attempt in system.attempts(ancestor.base.as_ref().map(|base| base.id)).await? {
         let elsewhere = attempt.origin.as_ref().is_some_and(|there| here.is_some_and(|here| there.host != here.host));
         if attempt.timeline == history.timeline && attempt.block_size == block_size && !elsewhere {
@@ -108,14 +111,20 @@ async fn newest(
     block_size: u32,
 ) -> Result<Ancestor> {
     let mut ancestor = Ancestor::nothing(system, block_size);
+    let mut sealed = None;
     for document in system.backups().await?.into_iter().rev().filter(|document| is_on(history, document)) {
         match ancestor.backup(&document, here).await {
             Ok(()) => {
                 ancestor.base = Some(document);
-                break;
+                return Ok(ancestor);
             }
+            // Of an older one of this host's own a copy may be kept.
+            Err(error) if error.kind() == Kind::Refused => sealed = sealed.or(Some((document.id, error))),
             Err(error) => tracing::warn!("backup {} is not compared with: {error}", document.id),
         }
+    }
+    if let Some((id, error)) = sealed {
+        tracing::warn!("everything is stored again, for this host has kept nothing of backup {id}, and {error}");
     }
     Ok(ancestor)
 }
@@ -182,6 +191,10 @@ impl Ancestor {
                     all.append(files);
                 }
                 Ok(None) => {}
+                Err(error) if error.kind() == Kind::Refused => {
+                    tracing::warn!("what attempt {} has stored is stored again: {error}", attempt.id);
+                    break;
+                }
                 Err(error) => tracing::warn!("part {number} of attempt {} is not used: {error}", attempt.id),
             }
         }

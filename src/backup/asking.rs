@@ -126,7 +126,8 @@ impl Asking<'_> {
         connection.start_base_backup(&options).await.map_err(|e| e.context("start a base backup"))
     }
 
-    async fn history(&self, connection: &mut Replication) -> Result<TimelineHistory> {
+    /// The history of the server's timeline, as it tells it.
+    pub(super) async fn history(&self, connection: &mut Replication) -> Result<TimelineHistory> {
         let timeline = self.facts.identity.timeline;
         if timeline == TimelineId::FIRST {
             return Ok(TimelineHistory::root(timeline));

@@ -14,11 +14,11 @@ use super::{
     workers::Haul,
 };
 use crate::{
-    error::{Error, Result},
-    postgres::{ControlFile, Lsn, SegmentName, backup_label::BackupLabel},
+    error::{Error, Kind, Result},
+    postgres::{ControlFile, Lsn, SegmentName, TimelineHistory, TimelineId, backup_label::BackupLabel},
     repository::{
-        BackupDocument, BackupId, Directory, Environment, FORMAT, Manifest, Origin, PartSummary, System, Tablespace,
-        lease::Lease,
+        AncestorLeft, BackupDocument, BackupId, Directory, Environment, FORMAT, Manifest, NeededOf, Origin,
+        PartSummary, System, Tablespace, lease::Lease,
     },
 };
 
@@ -53,6 +53,8 @@ pub struct Taken {
     pub ancestor: Option<Arc<Ancestor>>,
     /// Its files from outside the data directory.
     pub extra: extra::Taken,
+    /// The history of the server's timeline, where it is known.
+    pub history: Option<TimelineHistory>,
     /// How many bytes were read of the data directory, when that was here.
     pub read: Option<u64>,
 }
@@ -110,13 +112,14 @@ pub async fn finish(
     let (content, files) = (manifest.files.iter().map(|f| f.size).sum(), manifest.files.len() as u64);
     let tablespaces = manifest.tablespaces.clone();
     let parts: Vec<_> = manifest.parts.iter().map(|p| (p.backup, p.number, p.length)).collect();
+    let needed_parts = NeededOf::all(&manifest.parts);
     let references: BTreeSet<_> = manifest.parts.iter().map(|p| p.backup).filter(|b| *b != taken.id).collect();
     let (manifest_blake3, length) = system.put_manifest(manifest, 1, request.level).await?;
     let Taken { control, haul, catalogue, extra, .. } = taken;
     let environment = Environment { block_size: control.block_size, ..catalogue.environment };
     let mut bad_pages = haul.bad;
     bad_pages.sort_by(|a, b| (&a.path, a.block).cmp(&(&b.path, b.block)));
-    let document = BackupDocument {
+    let mut document = BackupDocument {
         format: FORMAT,
         id: taken.id,
         label: request.label.clone(),
@@ -143,9 +146,12 @@ pub async fn finish(
             + extra.object.as_ref().map_or(0, |e| e.length),
         parts: haul.parts.iter().map(|p| PartSummary { number: p.number, length: p.length }).collect(),
         references: references.into_iter().collect(),
+        needed_parts,
+        ancestors: taken.history.and_then(|history| ancestors(history, timeline)),
         manifest: 1,
         manifest_blake3,
         catalogue: catalogue.number,
+        about: None,
         extra: extra.object,
         extra_left_out: extra.left_out,
         environment: Some(environment),
@@ -157,10 +163,24 @@ pub async fn finish(
         walden: env!("CARGO_PKG_VERSION").to_owned(),
     };
     prove_again(system, &document, &parts).await?;
+    let told = document.clone();
+    if system.store.encrypts() {
+        system.put_about(&mut document, request.level).await?;
+    }
     system.publish(&document, 1).await?;
+    if let Some(copies) = &system.copies {
+        copies.tidy(Some(&document));
+    }
     roll_up(system, around).await;
     around.progress.finish();
-    Ok(document)
+    Ok(BackupDocument { about: document.about, ..told })
+}
+
+/// The ancestors of a backup's timeline, when that is the one whose history is known.
+fn ancestors(history: TimelineHistory, timeline: TimelineId) -> Option<Vec<AncestorLeft>> {
+    let left =
+        history.ancestors.into_iter().map(|entry| AncestorLeft { timeline: entry.timeline, switch: entry.switch });
+    (history.timeline == timeline).then(|| left.collect())
 }
 
 /// That no expiry has taken away, or is about to, what the backup needs: one that took this backup for dead, because it
@@ -219,6 +239,8 @@ async fn roll_up(system: &System, around: &Surroundings) {
                 tracing::warn!("{name} is in no roll-up: {why}");
             }
         }
+        // It is encrypted, and not for this host: one with an identity does it.
+        Err(error) if error.kind() == Kind::Refused => tracing::debug!(%error, "nothing is rolled up here"),
         Err(error) => {
             tracing::warn!(
                 "the summaries of WAL were not rolled up, which makes plans slower: {error}; walden wal summarize does it"

@@ -50,7 +50,7 @@ pub async fn backup(
     check_server(&facts, &control, pgdata)?;
     check_archiving(facts.in_recovery, facts.wal_level, facts.archive_mode)?;
     let incarnation = Incarnation { system: control.system, number: request.incarnation };
-    let system = System::open(store, cluster, incarnation).await?;
+    let system = request.with_copies(System::open(store, cluster, incarnation).await?).await?;
     let driver = Driver { system: &system, request, pgdata, around, control, facts };
     with_lease(&system, around, driver.run(session)).await
 }
@@ -82,7 +82,12 @@ impl Driver<'_> {
     async fn run(&self, session: Session) -> Result<BackupOutcome> {
         let id = new_id(self.system, self.around).await?;
         let origin = self.origin().await?;
-        let mut ancestor = self.ancestor(&origin).await?;
+        self.around.progress.start("reading the last backup", None);
+        let history = self.history().await?;
+        let mut ancestor = match &history {
+            Some(history) => ancestor::find(self.system, history, Some(&origin), self.control.block_size).await?,
+            None => None,
+        };
         self.intend(id, &origin, ancestor.as_ref()).await?;
         if let Some(ancestor) = &mut ancestor {
             ancestor.forget_condemned().await?;
@@ -125,6 +130,7 @@ impl Driver<'_> {
             origin: Some(origin),
             ancestor: ancestor.map(Arc::new),
             extra,
+            history,
             read: Some(read),
         };
         let document = finish(self.system, self.request, self.around, taken).await?;
@@ -161,19 +167,14 @@ impl Driver<'_> {
         join(origin.await)
     }
 
-    /// The newest backup on the way to here.
-    async fn ancestor(&self, origin: &Origin) -> Result<Option<Ancestor>> {
-        self.around.progress.start("reading the last backup", None);
+    /// The way to here.
+    async fn history(&self) -> Result<Option<TimelineHistory>> {
         let timeline = self.facts.timeline;
-        let history = match self.system.history(timeline).await {
-            // A new timeline's is archived with its first segments.
-            Err(e) if e.kind() == Kind::NotFound => match self.own_history(timeline) {
-                Some(history) => history?,
-                None => return Ok(None),
-            },
-            history => history?,
-        };
-        ancestor::find(self.system, &history, Some(origin), self.control.block_size).await
+        match self.system.history(timeline).await {
+            // A new timeline's is archived with its first segments, and what is encrypted this host may not read.
+            Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Refused) => self.own_history(timeline).transpose(),
+            history => history.map(Some),
+        }
     }
 
     /// What WAL summaries tell of the time since the ancestor.

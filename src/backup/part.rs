@@ -7,7 +7,10 @@ use std::{
     io::{self, Write},
     os::unix::ffi::OsStrExt,
     path::Path,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use chrono::{DateTime, Utc};
@@ -16,7 +19,7 @@ use tokio::runtime::Handle;
 use crate::{
     error::{Error, Result},
     postgres::incremental::{IncrementalHeader, incremental_path},
-    repository::{BackupId, BadPage, File, Layer, LayerBlocks, LayerKind, Part, PartIndex, System},
+    repository::{BackupId, BadPage, Copies, File, Layer, LayerBlocks, LayerKind, Part, PartIndex, System},
     seal::{FRAME_CONTENT, FrameSize, FrameWriter, HashWriter, index_frame},
     store::{Put, bridge},
 };
@@ -50,7 +53,8 @@ impl Parts {
         let number = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
         let key = self.system.folder.part(self.backup, number)?;
         let upload = runtime.block_on(self.system.store.upload(&key))?;
-        PartWriter::new(self.backup, number, bridge::UploadWriter::new(upload, runtime.clone()), self.level)
+        let to = bridge::UploadWriter::new(upload, runtime.clone());
+        Ok(PartWriter { copies: self.system.copies.clone(), ..PartWriter::new(self.backup, number, to, self.level)? })
     }
 }
 
@@ -64,6 +68,8 @@ pub struct PartWriter {
     missing: u64,
     index: PartIndex,
     level: i32,
+    /// Where this host keeps its block maps as well.
+    copies: Option<Arc<Copies>>,
 }
 
 /// What the header of a member tells besides its name and size.
@@ -79,7 +85,7 @@ impl PartWriter {
     /// Part `number` of `backup`, to be written into `upload`.
     pub fn new(backup: BackupId, number: u32, upload: bridge::UploadWriter, level: i32) -> Result<Self> {
         let frames = FrameWriter::new(HashWriter::new(upload), level).map_err(failed)?;
-        Ok(Self { backup, number, frames, missing: 0, index: PartIndex::default(), level })
+        Ok(Self { backup, number, frames, missing: 0, index: PartIndex::default(), level, copies: None })
     }
 
     /// Whether the next file belongs into another part.
@@ -159,6 +165,9 @@ impl PartWriter {
         self.frames.write_all(&[0; 2 * BLOCK as usize]).map_err(failed)?;
         let (mut out, mut frames, _) = self.frames.finish().map_err(failed)?;
         let (blake3, _) = out.digest();
+        if let Some(Err(error)) = self.copies.map(|copies| copies.keep_maps((self.backup, self.number), &self.index)) {
+            tracing::warn!("the next backup cannot compare blocks of part {}: {error}", self.number);
+        }
         let index = index_frame(&self.index.into_bytes(blake3)?, self.level).map_err(failed)?;
         frames.push(FrameSize { stored: index.len() as u32, content: 0 });
         out.write_all(&index).map_err(failed)?;

@@ -43,7 +43,7 @@ pub async fn backup(
     let facts = connection.facts().await?;
     check_archiving(facts.in_recovery, facts.wal_level, facts.archive_mode)?;
     let incarnation = Incarnation { system: facts.identity.system, number: request.incarnation };
-    let system = System::open(store, cluster, incarnation).await?;
+    let system = request.with_copies(System::open(store, cluster, incarnation).await?).await?;
     let driver = Driver { system: &system, request, around, facts };
     with_lease(&system, around, driver.run(connection)).await
 }
@@ -83,6 +83,7 @@ impl Driver<'_> {
         let skipped = connection.take_warnings().into_iter().map(|w| format!("the server warns: {w}"));
         let skipped = skipped.chain(extra.words()).collect();
         let version_number = connection.version_number();
+        let history = Some(asking.history(&mut connection).await?);
         drop(connection);
         self.check(&received, ended, &asked)?;
         let unnamed = std::mem::take(&mut catalogue.missing);
@@ -101,6 +102,7 @@ impl Driver<'_> {
             origin: None,
             ancestor: asked.ancestor,
             extra,
+            history,
             read: None,
         };
         let document = finish(self.system, self.request, self.around, taken).await?;

@@ -9,7 +9,7 @@ use crate::{
     interrupt::Interrupt,
     postgres::{Conninfo, control::WalLevel, sql::ArchiveMode},
     progress::Progress,
-    repository::{BackupDocument, BackupId, ClusterName},
+    repository::{self, BackupDocument, BackupId, ClusterName, Copies, System},
     store::Store,
 };
 
@@ -40,6 +40,9 @@ pub struct BackupRequest {
     pub files: Vec<String>,
     /// How long to wait for the archive at the end.
     pub archive_timeout: Duration,
+    /// The state folder, where what the next backup compares with is kept: for a repository that this host may not be
+    /// able to read.
+    pub keep_copies: Option<PathBuf>,
 }
 
 /// Where the bytes of a backup come from.
@@ -55,6 +58,17 @@ impl BackupRequest {
     /// What `backup_label` will say.
     pub(super) fn label_for(&self, id: BackupId) -> String {
         format!("walden {}", self.label.as_deref().unwrap_or(&id.to_string()))
+    }
+}
+
+impl BackupRequest {
+    /// The system, with what this host has kept of its newest backup and will keep of this one.
+    pub(super) async fn with_copies(&self, system: System) -> Result<System> {
+        let Some(state_dir) = &self.keep_copies else { return Ok(system) };
+        let repository = repository::open(&*system.store).await?;
+        let copies = Copies::open(state_dir, &repository, &system.folder)
+            .inspect_err(|e| tracing::warn!("nothing is kept that the next backup could be compared with: {e}"));
+        Ok(System { copies: copies.ok().map(Arc::new), ..system })
     }
 }
 

@@ -116,6 +116,14 @@ fn sum_up(timelines: &Timelines, now: DateTime<Utc>, context: &Context) {
         }
     }
     tell_suspensions(timelines, out);
+    tell_unread(timelines, out);
+}
+
+/// That of the WAL no more is known than the names of its segments.
+pub fn tell_unread(timelines: &Timelines, out: &Output) {
+    if let Some(why) = &timelines.unread {
+        out.remark(format_args!("times of the archive are not known here: {}", report::plain(why)));
+    }
 }
 
 /// Suspensions of archiving that no gap tells of.
@@ -211,7 +219,7 @@ fn table(timelines: &Timelines, pins: &[BackupId], context: &Context) -> Table {
         ("LABEL", Align::Left),
     ]);
     for backup in timelines.backups() {
-        let (to, lsn) = reach(backup, context);
+        let (to, lsn) = reach(backup, timelines, context);
         let mut label = backup.label.as_deref().map(report::plain).unwrap_or_default();
         if pins.contains(&backup.id) {
             label = format!("(pinned) {label}").trim_end().to_owned();
@@ -239,12 +247,12 @@ fn table(timelines: &Timelines, pins: &[BackupId], context: &Context) -> Table {
 }
 
 /// How far recovery from a backup reaches: in time, and in the log.
-fn reach(backup: &BackupMark, context: &Context) -> (String, String) {
+fn reach(backup: &BackupMark, timelines: &Timelines, context: &Context) -> (String, String) {
     match (&backup.broken, backup.until) {
         (None, Some(until)) => {
+            let unknown = if timelines.unread.is_some() { "not known here" } else { "no commit since" };
             // A later window of the same row of segments may have ended before this backup began.
-            let time =
-                until.time.filter(|time| *time >= backup.stopped).map_or_else(|| "no commit since".into(), human::time);
+            let time = until.time.filter(|time| *time >= backup.stopped).map_or_else(|| unknown.into(), human::time);
             (time, until.lsn.max(Lsn(backup.stop_lsn.0)).to_string())
         }
         _ => (context.output.paint(Paint::Bad, "its WAL is missing"), String::new()),

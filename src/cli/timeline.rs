@@ -79,6 +79,7 @@ fn show(systems: &[Timelines], context: &Context) {
         let paint = if live.windows.is_empty() { Paint::Bad } else { Paint::Strong };
         out.line(out.paint(paint, words::recoverable(live, now)));
         systems.last().iter().for_each(|system| list::tell_suspensions(system, out));
+        systems.last().iter().for_each(|system| list::tell_unread(system, out));
         out.line("");
     }
     for line in text::draw(systems, now, out.terminal()) {

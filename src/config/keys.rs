@@ -189,7 +189,7 @@ pub static KEYS: &[Key] = &[
         "state_dir",
         Kind::Path,
         Is("/var/lib/walden-state"),
-        "Where this host remembers which segments were shipped before PostgreSQL asked, and how far other repositories are in step. It must belong to the user that archives, and be writable for nobody else; where it is not, segments are shipped one by one, when PostgreSQL asks.",
+        "Where this host remembers which segments were shipped before PostgreSQL asked, how far other repositories are in step, and, where the repository is encrypted, what the next backup compares with: names and hashes of all files, about a 400th of the size of the cluster. It must belong to the user that archives, and be writable for nobody else; where it is not, segments are shipped one by one, when PostgreSQL asks.",
     ),
     key(
         "archive",

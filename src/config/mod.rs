@@ -5,6 +5,7 @@
 //! line, key and mend. A setting that was misread in silence would come to light in a recovery.
 
 mod connection;
+mod edit;
 mod environment;
 mod file;
 mod keys;
@@ -25,6 +26,7 @@ use std::{
 
 pub use self::{
     connection::Connection,
+    edit::set_list,
     file::{Lookup, SYSTEM},
     reference::{first_file, reference},
     state_dir::prove_state_dir,

@@ -30,6 +30,9 @@ pub struct Timelines {
     /// When archiving was suspended, the oldest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub suspensions: Vec<GapNote>,
+    /// Why the records of the WAL cannot be read here: of it no more is known than the names of its segments tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unread: Option<String>,
 }
 
 impl Timelines {
@@ -179,6 +182,9 @@ pub struct Window {
     pub last_segment: SegmentName,
     /// How many.
     pub segments: u64,
+    /// Its records could not be read here: `to` is the end of its last segment, and no times are known.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unread: bool,
     /// How many bytes at its end come out of pieces: those of its last segment, where that is not whole.
     #[serde(skip_serializing_if = "super::is_none_of_them")]
     pub from_pieces: u64,

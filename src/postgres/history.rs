@@ -63,6 +63,16 @@ impl TimelineHistory {
         Ok(Self { timeline, ancestors })
     }
 
+    /// The history of a timeline of this history; `None` of one that is not in it.
+    #[must_use]
+    pub fn of_ancestor(mut self, timeline: TimelineId) -> Option<Self> {
+        if timeline != self.timeline {
+            let at = self.ancestors.iter().position(|entry| entry.timeline == timeline)?;
+            self.ancestors.truncate(at);
+        }
+        Some(Self { timeline, ..self })
+    }
+
     /// Which timeline of this history the byte at `lsn` belongs to.
     #[must_use]
     pub fn at(&self, lsn: Lsn) -> TimelineId {

@@ -313,12 +313,15 @@ impl Status {
             Some(system) => {
                 self.systems(seen, system);
                 match system.live() {
-                    Some(live) => self.windows(live),
+                    Some(live) => self.windows(live, system.unread.is_some()),
                     None => self
                         .concern("nothing is archived yet", "walden check says why; then take a backup: walden backup"),
                 }
                 self.branches(system, seen.now);
                 self.backups(backups);
+                if let Some(why) = &system.unread {
+                    self.notes.push(format!("times of the archive are not known here: {}", plain(why)));
+                }
             }
             None if seen.unreachable.is_some() => {}
             None => self.concern("the cluster is not in the repository yet", "begin with: walden init"),
@@ -361,15 +364,19 @@ impl Status {
         }
     }
 
-    fn windows(&mut self, live: &Timeline) {
+    fn windows(&mut self, live: &Timeline, unread: bool) {
+        let take = "take a backup: walden backup";
         if let Some(lost) = &live.lost_history {
             self.concern(
                 format!("nothing on timeline {} can be recovered: {lost}", live.timeline),
-                format!("archive it by hand: walden wal push pg_wal/{}.history", live.timeline.hex()),
+                // Its document tells the history for those who cannot read the file.
+                match unread {
+                    true => take.to_owned(),
+                    false => format!("archive it by hand: walden wal push pg_wal/{}.history", live.timeline.hex()),
+                },
             );
             return;
         }
-        let take = "take a backup: walden backup";
         match live.windows.last() {
             None if live.backups.is_empty() => self.concern("there is no backup", take),
             None => self.concern("no backup has the WAL that it needs", take),

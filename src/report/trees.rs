@@ -38,7 +38,7 @@ pub fn system(number: u64, first_seen: &str, postgres: u32, timelines: Vec<Timel
         block_size: 8192,
         first_seen: at(first_seen),
     };
-    Timelines { system, timelines, suspensions: Vec::new() }
+    Timelines { system, timelines, suspensions: Vec::new(), unread: None }
 }
 
 pub fn timeline(number: u32) -> Timeline {
@@ -142,6 +142,7 @@ impl Timeline {
             first_segment: name(1, first),
             last_segment: name(number, last),
             segments: last - first + 1,
+            unread: false,
             from_pieces: 0,
             end,
         });

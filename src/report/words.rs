@@ -21,6 +21,7 @@ pub fn window(window: &Window) -> String {
     let from = window.from.time.map_or_else(|| window.from.lsn.to_string(), human::time);
     match window.to.time {
         Some(to) => format!("from {from} to {}", human::time(to)),
+        None if window.unread => format!("from {from} up to {}", window.to.lsn),
         None => format!("at {from} (nothing was committed since)"),
     }
 }

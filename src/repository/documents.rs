@@ -2,18 +2,21 @@
 //!
 //! Unknown fields are passed over on reading, so that a later Walden may add some; a higher `format` is refused.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
+    about::AboutObject,
     environment::Environment,
     extra::{ExtraObject, LeftOut},
-    manifest::Origin,
+    manifest::{Origin, Part},
     names::{BackupId, ClusterName, Incarnation},
 };
 use crate::{
     error::{Error, Result},
-    postgres::{Lsn, RequiredSettings, SegmentName, SegmentSize, TimelineId, Version},
+    postgres::{HistoryEntry, Lsn, RequiredSettings, SegmentName, SegmentSize, TimelineHistory, TimelineId, Version},
     seal::Blake3,
 };
 
@@ -149,6 +152,12 @@ pub struct BackupDocument {
     /// Older backups whose parts it needs.
     #[serde(default)]
     pub references: Vec<BackupId>,
+    /// Every part that it needs, as the manifest has them: for hosts that cannot read that. Absent in older documents.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needed_parts: Vec<NeededOf>,
+    /// The ancestors of its timeline, oldest first; absent where they were not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ancestors: Option<Vec<AncestorLeft>>,
     /// The number of its manifest: `manifest-<n>.json.zst`.
     pub manifest: u32,
     /// BLAKE3 of the manifest's content.
@@ -156,6 +165,10 @@ pub struct BackupDocument {
     /// The number of its catalogue: `catalogue-<n>.json.zst`. Absent where none was taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub catalogue: Option<u32>,
+    /// What this document leaves out, where the repository is encrypted: label, `extra_left_out`, environment and
+    /// tablespaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub about: Option<AboutObject>,
     /// Its files from outside the data directory; absent where there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extra: Option<ExtraObject>,
@@ -179,6 +192,52 @@ pub struct BackupDocument {
     pub host: String,
     /// The version of Walden that took it.
     pub walden: String,
+}
+
+/// The parts that lie in the folder of one backup and that a backup needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NeededOf {
+    /// The backup in whose folder they lie.
+    pub backup: BackupId,
+    /// Their numbers, rising.
+    pub parts: Vec<u32>,
+    /// The lengths of the objects in bytes.
+    pub bytes: u64,
+}
+
+impl NeededOf {
+    /// What a manifest with these parts needs.
+    pub(crate) fn all(parts: &[Part]) -> Vec<Self> {
+        let mut all: BTreeMap<BackupId, Self> = BTreeMap::new();
+        for part in parts {
+            let nothing = Self { backup: part.backup, parts: Vec::new(), bytes: 0 };
+            let needed = all.entry(part.backup).or_insert(nothing);
+            needed.parts.push(part.number);
+            needed.bytes += part.length;
+        }
+        all.values_mut().for_each(|needed| needed.parts.sort_unstable());
+        all.into_values().collect()
+    }
+}
+
+/// An ancestor of a timeline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AncestorLeft {
+    /// The ancestor.
+    pub timeline: TimelineId,
+    /// Where it was left: the first byte that is not the ancestor's.
+    pub switch: Lsn,
+}
+
+impl BackupDocument {
+    /// The history of its timeline, without the reasons.
+    #[must_use]
+    pub fn history(&self) -> Option<TimelineHistory> {
+        let entry =
+            |left: &AncestorLeft| HistoryEntry { timeline: left.timeline, switch: left.switch, reason: String::new() };
+        let ancestors = self.ancestors.as_ref()?.iter().map(entry).collect();
+        Some(TimelineHistory { timeline: self.timeline, ancestors })
+    }
 }
 
 /// `intent-<n>.json`: a backup that has begun, and which others it may refer to; what each of several says holds.

@@ -38,8 +38,14 @@ impl LayerMaps {
         if let Some(index) = self.known(name) {
             return index.blocks(layer);
         }
-        let Some(index) = runtime.block_on(self.system.part_index(part))? else { return Ok(None) };
-        let index = Arc::new(index.without_files());
+        let index = match self.system.copies.as_ref().and_then(|copies| copies.maps(name)) {
+            Some(kept) => kept,
+            None => match runtime.block_on(self.system.part_index(part))? {
+                Some(index) => index.without_files(),
+                None => return Ok(None),
+            },
+        };
+        let index = Arc::new(index);
         self.keep(name, index.clone());
         index.blocks(layer)
     }
@@ -60,7 +66,7 @@ impl LayerMaps {
         }
         let mut bytes = 0;
         let fits = kept.iter().take_while(|(_, index)| {
-            bytes += index.map_bytes();
+            bytes += index.maps().len();
             bytes <= KEPT
         });
         let fits = fits.count().max(1);

@@ -135,6 +135,11 @@ impl SystemFolder {
         Key::new(format!("{}catalogue-{number}.json.zst", self.backup(id)))
     }
 
+    /// What the document of a backup leaves out where the repository is encrypted, in its `number`th version.
+    pub fn about(&self, id: BackupId, number: u32) -> Result<Key> {
+        Key::new(format!("{}about-{number}.json.zst", self.backup(id)))
+    }
+
     /// The files of a backup from outside its data directory, in their `number`th version.
     pub fn extra(&self, id: BackupId, number: u32) -> Result<Key> {
         self.key(&format!("backups/{id}/extra-{number}.tar.zst"))

@@ -308,7 +308,7 @@ mod path_text {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::seal::blake3;
     use std::os::unix::ffi::OsStringExt;
@@ -328,7 +328,7 @@ mod tests {
         }
     }
 
-    fn manifest(files: Vec<File>) -> Manifest {
+    pub(in crate::repository) fn manifest(files: Vec<File>) -> Manifest {
         Manifest {
             format: 1,
             backup: "20261121T014500Z".parse().unwrap(),

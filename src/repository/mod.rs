@@ -1,8 +1,10 @@
 //! The layout of a repository, and the one place that knows what is called what: keys, documents, manifests, the
 //! catalogue of backups, leases.
 
+mod about;
 mod catalogue;
 mod condemned;
+mod copies;
 mod documents;
 mod environment;
 mod extra;
@@ -37,11 +39,13 @@ use std::{
 
 use chrono::{DateTime, Utc};
 
+pub use about::AboutObject;
 pub use catalogue::{CatalogueEntry, CatalogueWriter};
 pub use condemned::Condemned;
+pub use copies::Copies;
 pub use documents::{
-    BackupDocument, BadPage, FORMAT, IntentDocument, PartSummary, RepositoryDocument, SystemDocument, Tablespace,
-    Tombstone,
+    AncestorLeft, BackupDocument, BadPage, FORMAT, IntentDocument, NeededOf, PartSummary, RepositoryDocument,
+    SystemDocument, Tablespace, Tombstone,
 };
 pub use environment::{ConfigurationFiles, Environment, Library, Needed, Unknown, list};
 pub use extra::{ExtraObject, ExtraWriter, LeftOut, Member, MemberKind};
@@ -127,6 +131,8 @@ pub struct System {
     pub folder: SystemFolder,
     /// What was written down when it was first seen.
     pub document: SystemDocument,
+    /// What this host keeps of its newest backup, for whoever compares with that.
+    pub copies: Option<Arc<Copies>>,
 }
 
 impl System {
@@ -134,7 +140,7 @@ impl System {
     pub async fn init(store: Arc<dyn Store>, document: SystemDocument) -> Result<Self> {
         let folder = SystemFolder { cluster: document.cluster.clone(), incarnation: document.incarnation };
         if store.put(&folder.system()?, documents::to_bytes(&document)?.into()).await? == Put::Created {
-            return Ok(Self { store, folder, document });
+            return Ok(Self { store, folder, document, copies: None });
         }
         let found = Self::open(store, &document.cluster, document.incarnation).await?;
         let same = |d: &SystemDocument| (d.postgres, d.segment_size, d.block_size);
@@ -157,7 +163,7 @@ impl System {
     pub async fn open(store: Arc<dyn Store>, cluster: &ClusterName, incarnation: Incarnation) -> Result<Self> {
         let folder = SystemFolder { cluster: cluster.clone(), incarnation };
         match document::<SystemDocument>(&*store, &folder.system()?).await {
-            Ok(document) => Ok(Self { store, folder, document }),
+            Ok(document) => Ok(Self { store, folder, document, copies: None }),
             Err(error) if error.kind() == Kind::NotFound => {
                 open(&*store).await?;
                 Err(Error::invalid(format!("cluster {cluster} has no system {incarnation} in {}", store.url())).hint(
@@ -188,7 +194,7 @@ impl System {
             if let Ok(id) = name.parse::<BackupId>()
                 && let Some(backup) = self.newest_document(id).await?
             {
-                backups.push(backup);
+                backups.push(self.with_about(backup).await?);
             }
         }
         Ok(backups)
@@ -196,10 +202,11 @@ impl System {
 
     /// One backup.
     pub async fn backup(&self, id: BackupId) -> Result<BackupDocument> {
-        self.newest_document(id).await?.ok_or_else(|| {
+        let document = self.newest_document(id).await?.ok_or_else(|| {
             Error::not_found(format!("there is no backup {id} of cluster {}", self.folder.cluster))
                 .hint("walden list shows the backups")
-        })
+        })?;
+        self.with_about(document).await
     }
 
     async fn newest_document(&self, id: BackupId) -> Result<Option<BackupDocument>> {
@@ -313,7 +320,11 @@ impl System {
         let key = self.folder.manifest(manifest.backup, number)?;
         let upload = self.store.upload(&key).await?;
         let to = bridge::UploadWriter::new(upload, tokio::runtime::Handle::current());
+        let copies = self.copies.clone();
         let written = tokio::task::spawn_blocking(move || {
+            if let Some(Err(error)) = copies.map(|copies| copies.keep_manifest(&manifest, number, level)) {
+                tracing::warn!("the next backup has nothing to compare with, and will store everything: {error}");
+            }
             let failed = |e| bridge::from_io(e, |e| Error::internal("write a manifest").source(e));
             let mut text = seal::HashWriter::new(FrameWriter::new(to, level).map_err(failed)?);
             manifest.write(&mut text).map_err(failed)?;
@@ -346,15 +357,13 @@ impl System {
         read: impl FnOnce(&mut dyn std::io::Read) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let key = self.folder.manifest(backup.id, backup.manifest)?;
-        let download = self.store.get(&key, None).await.map_err(|e| match e.kind() {
-            Kind::NotFound => Error::damaged(format!("backup {} has lost its manifest {key}", backup.id)),
-            _ => e,
-        })?;
-        let body = bridge::BodyReader::new(download.body, tokio::runtime::Handle::current());
+        let text = match self.kept_manifest(backup).await? {
+            Some(text) => text,
+            None => self.stored_manifest(backup, &key).await?,
+        };
         let expected = backup.manifest_blake3;
         let read = tokio::task::spawn_blocking(move || {
-            let internal = |e| Error::internal("start the zstd decoder").source(e);
-            let mut hashed = seal::HashReader::new(zstd::Decoder::new(body).map_err(internal)?);
+            let mut hashed = seal::HashReader::new(text);
             let found = read(&mut hashed)?;
             std::io::copy(&mut hashed, &mut std::io::sink())
                 .map_err(|e| bridge::from_io(e, |e| Error::damaged("the manifest cannot be read").source(e)))?;
@@ -366,6 +375,24 @@ impl System {
         })
         .await;
         join(read)?.map_err(|e| e.context(key).hint("restore another backup: --backup ID"))
+    }
+
+    /// The text of a manifest as it is in the repository.
+    async fn stored_manifest(&self, backup: &BackupDocument, key: &Key) -> Result<Box<dyn std::io::Read + Send>> {
+        let download = self.store.get(key, None).await.map_err(|e| match e.kind() {
+            Kind::NotFound => Error::damaged(format!("backup {} has lost its manifest {key}", backup.id)),
+            _ => e,
+        })?;
+        let body = bridge::BodyReader::new(download.body, tokio::runtime::Handle::current());
+        let text = zstd::Decoder::new(body).map_err(|e| Error::internal("start the zstd decoder").source(e))?;
+        Ok(Box::new(text))
+    }
+
+    /// The text of a manifest as this host has kept it.
+    async fn kept_manifest(&self, backup: &BackupDocument) -> Result<Option<Box<dyn std::io::Read + Send>>> {
+        let Some(copies) = self.copies.clone() else { return Ok(None) };
+        let backup = backup.clone();
+        join(tokio::task::spawn_blocking(move || copies.manifest(&backup)).await)
     }
 
     /// The timelines that have something in the archive.
@@ -385,10 +412,28 @@ impl System {
             let read = async { wal_object::open(&*self.store, &key).await?.content().await };
             match read.await {
                 Err(error) if store::another_copy(&*self.store, &key, &error) => {}
+                // It is encrypted, and not for this host.
+                Err(error) if error.kind() == Kind::Refused => {
+                    return self.history_by_backups(timeline).await?.ok_or(error);
+                }
                 ended => break ended?,
             }
         };
         TimelineHistory::parse(timeline, &String::from_utf8_lossy(&text))
+    }
+
+    /// The history of a timeline as the documents of the backups tell it that were taken on it, or on one that branched
+    /// off it: without the reasons.
+    async fn history_by_backups(&self, timeline: TimelineId) -> Result<Option<TimelineHistory>> {
+        // The newest tells most.
+        for name in self.store.folders(&self.folder.backups()).await?.iter().rev() {
+            let Ok(id) = name.parse() else { continue };
+            let told = self.newest_document(id).await?.and_then(|backup| backup.history());
+            if let Some(history) = told.and_then(|history| history.of_ancestor(timeline)) {
+                return Ok(Some(history));
+            }
+        }
+        Ok(None)
     }
 }
 

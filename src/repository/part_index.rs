@@ -67,13 +67,19 @@ impl PartIndex {
     /// The maps alone, which are far shorter than what is said of many small files.
     #[must_use]
     pub fn without_files(self) -> Self {
-        Self { maps: self.maps, ..Self::default() }
+        Self::of_maps(self.maps)
     }
 
-    /// Bytes of the maps.
+    /// The maps as they are stored, one after the other.
     #[must_use]
-    pub fn map_bytes(&self) -> usize {
-        self.maps.len()
+    pub fn maps(&self) -> &[u8] {
+        &self.maps
+    }
+
+    /// One that has these maps, and no files.
+    #[must_use]
+    pub fn of_maps(maps: Vec<u8>) -> Self {
+        Self { maps, ..Self::default() }
     }
 
     /// The blocks of a layer that lies in this part; `None` where no map of it was stored.

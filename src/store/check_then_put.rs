@@ -6,7 +6,7 @@ use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 
-use super::{Answer, Download, Key, Listed, Put, Store, Upload};
+use super::{Answer, Download, Key, Listed, Put, Store, Tag, Upload};
 use crate::error::{Error, Kind, Result};
 
 /// A store that looks for an object before it writes it.
@@ -45,7 +45,7 @@ impl Store for CheckThenPut {
     fn upload<'a>(&'a self, key: &'a Key) -> Answer<'a, Box<dyn Upload>> {
         Box::pin(async move {
             let (store, key, upload) = (Arc::clone(&self.inner), key.clone(), self.inner.upload(key).await?);
-            Ok(Box::new(Checked { store, key, upload }) as Box<dyn Upload>)
+            Ok(Box::new(Checked { store, key, upload, replaced: None }) as Box<dyn Upload>)
         })
     }
 
@@ -68,6 +68,18 @@ impl Store for CheckThenPut {
     fn delete_many<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<(Key, Error)>> {
         self.inner.delete_many(keys)
     }
+
+    fn tag<'a>(&'a self, key: &'a Key) -> Answer<'a, Tag> {
+        self.inner.tag(key)
+    }
+
+    fn replace<'a>(&'a self, key: &'a Key, tag: &'a Tag) -> Answer<'a, Box<dyn Upload>> {
+        Box::pin(async move {
+            let (store, key, tag) = (Arc::clone(&self.inner), key.clone(), tag.clone());
+            let upload = self.inner.replace(&key, &tag).await?;
+            Ok(Box::new(Checked { store, key, upload, replaced: Some(tag) }) as Box<dyn Upload>)
+        })
+    }
 }
 
 /// An upload that looks when it is whole, as late as it can.
@@ -75,6 +87,8 @@ struct Checked {
     store: Arc<dyn Store>,
     key: Key,
     upload: Box<dyn Upload>,
+    /// What has to be there: nothing, or the object of this tag.
+    replaced: Option<Tag>,
 }
 
 impl Upload for Checked {
@@ -84,7 +98,11 @@ impl Upload for Checked {
 
     fn finish(self: Box<Self>) -> Answer<'static, Put> {
         Box::pin(async move {
-            if is_there(&*self.store, &self.key).await? { Ok(Put::Exists) } else { self.upload.finish().await }
+            let other = match &self.replaced {
+                None => is_there(&*self.store, &self.key).await?,
+                Some(tag) => self.store.tag(&self.key).await? != *tag,
+            };
+            if other { Ok(Put::Exists) } else { self.upload.finish().await }
         })
     }
 }

@@ -14,7 +14,7 @@ use std::{
     fs::{self, DirBuilder, File},
     io::{self, Read, Seek, SeekFrom},
     ops::{ControlFlow, Range},
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -23,7 +23,7 @@ use bytes::Bytes;
 use rustix::fs::{Advice, Mode, OFlags, fadvise};
 
 use self::temporary::Temporary;
-use super::{Answer, Body, Download, Key, Listed, Put, Store, Upload};
+use super::{Answer, Body, Download, Key, Listed, Put, Store, Tag, Upload};
 use crate::{
     clock::Random,
     error::{Error, Result},
@@ -87,7 +87,21 @@ impl Store for DirStore {
         let (root, key) = (Arc::clone(&self.root), key.clone());
         Box::pin(blocking(move || {
             let temporary = Some(Temporary::create(&root)?);
-            let upload = DirUpload { root, key, temporary, pending: Vec::new(), pending_length: 0 };
+            let upload = DirUpload { root, key, temporary, replaced: None, pending: Vec::new(), pending_length: 0 };
+            Ok(Box::new(upload) as Box<dyn Upload>)
+        }))
+    }
+
+    fn tag<'a>(&'a self, key: &'a Key) -> Answer<'a, Tag> {
+        let (root, key) = (Arc::clone(&self.root), key.clone());
+        Box::pin(blocking(move || root.open(&key).and_then(|file| tag_of(&file, &root.file(&key)))))
+    }
+
+    fn replace<'a>(&'a self, key: &'a Key, tag: &'a Tag) -> Answer<'a, Box<dyn Upload>> {
+        let (root, key, replaced) = (Arc::clone(&self.root), key.clone(), Some(tag.clone()));
+        Box::pin(blocking(move || {
+            let temporary = Some(Temporary::create(&root)?);
+            let upload = DirUpload { root, key, temporary, replaced, pending: Vec::new(), pending_length: 0 };
             Ok(Box::new(upload) as Box<dyn Upload>)
         }))
     }
@@ -212,17 +226,22 @@ impl Root {
         path.ancestors().skip(1).take_while(|folder| folder.starts_with(&self.path)).try_for_each(sync_folder)
     }
 
-    fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Download> {
+    fn open(&self, key: &Key) -> Result<File> {
         let path = self.file(key);
-        let mut file = match open_object(&path) {
-            Ok(file) => file,
+        match open_object(&path) {
+            Ok(file) => Ok(file),
             // A folder is none either: there are objects below that name, but no object of that name.
             Err(e) if is_absent(&e) || e.kind() == io::ErrorKind::IsADirectory => {
                 self.must_stand()?;
-                return Err(Error::not_found(format!("{key} is not in {}", self.path.display())));
+                Err(Error::not_found(format!("{key} is not in {}", self.path.display())))
             }
-            Err(e) => return Err(failed("open", &path, e)),
-        };
+            Err(e) => Err(failed("open", &path, e)),
+        }
+    }
+
+    fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Download> {
+        let path = self.file(key);
+        let mut file = self.open(key)?;
         let length = file.metadata().map_err(|e| failed("read", &path, e))?.len();
         let range = range.map_or(0..length, |r| r.start.min(length)..r.end.min(length));
         if range.start > 0 {
@@ -355,6 +374,8 @@ struct DirUpload {
     root: Arc<Root>,
     key: Key,
     temporary: Option<Temporary>,
+    /// The tag of the object whose place it takes.
+    replaced: Option<Tag>,
     pending: Vec<Bytes>,
     pending_length: usize,
 }
@@ -387,9 +408,13 @@ impl Upload for DirUpload {
     fn finish(mut self: Box<Self>) -> Answer<'static, Put> {
         Box::pin(async move {
             self.flush().await?;
-            let Self { root, key, temporary, .. } = *self;
+            let Self { root, key, temporary, replaced, .. } = *self;
             let temporary = temporary.ok_or_else(|| Error::internal("finished after an error"))?;
-            blocking(move || temporary.publish(&root, &key)).await
+            blocking(move || match replaced {
+                None => temporary.publish(&root, &key),
+                Some(tag) => temporary.replace(&root, &key, &tag),
+            })
+            .await
         })
     }
 }
@@ -414,6 +439,14 @@ fn open_object(path: &Path) -> io::Result<File> {
         // What the system says of a symbolic link. See `failed`.
         _ => Err(rustix::io::Errno::LOOP.into()),
     }
+}
+
+/// What a file system says of a file, and never says again of another one in its place: a new file has its own inode as
+/// long as the old one is there, and its own times afterwards.
+fn tag_of(file: &File, path: &Path) -> Result<Tag> {
+    let found = file.metadata().map_err(|e| failed("look at", path, e))?;
+    let time = |seconds: i64, nanoseconds: i64| format!("{seconds}.{nanoseconds:09}");
+    Ok(Tag(format!("{}-{}-{}-{}", found.dev(), found.ino(), found.len(), time(found.mtime(), found.mtime_nsec()))))
 }
 
 /// Makes a folder and what is missing above it.

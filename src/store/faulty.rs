@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Answer, Download, Key, Listed, Put, Store, Upload};
+use super::{Answer, Download, Key, Listed, Put, Store, Tag, Upload};
 use crate::error::{Error, Result};
 
 /// What befalls a call.
@@ -103,6 +103,21 @@ impl Store for Faulty {
 
     fn delete_many<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<(Key, Error)>> {
         Box::pin(self.trouble.over(self.inner.delete_many(keys)))
+    }
+
+    fn encrypts(&self) -> bool {
+        self.inner.encrypts()
+    }
+
+    fn tag<'a>(&'a self, key: &'a Key) -> Answer<'a, Tag> {
+        Box::pin(self.trouble.over(self.inner.tag(key)))
+    }
+
+    fn replace<'a>(&'a self, key: &'a Key, tag: &'a Tag) -> Answer<'a, Box<dyn Upload>> {
+        Box::pin(async move {
+            let upload = self.trouble.over(self.inner.replace(key, tag)).await?;
+            Ok(Box::new(FaultyUpload { upload, trouble: Arc::clone(&self.trouble) }) as Box<dyn Upload>)
+        })
     }
 }
 

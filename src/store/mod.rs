@@ -76,6 +76,11 @@ pub struct Listed {
     pub length: u64,
 }
 
+/// What tells the bytes that are under a name now from all others that were or will be there. Only this store's own
+/// words mean anything to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tag(pub(super) String);
+
 /// What a get gives: the object's whole length, and the bytes asked for as they come in.
 pub struct Download {
     /// The length of the whole object in bytes, whatever range was asked for.
@@ -116,7 +121,8 @@ pub trait Upload: Send {
 ///   then, and reports as [`Kind::Unavailable`].
 /// * [`Kind::NotFound`] means proven absent: the place answered that it has no such
 ///   object. A missing bucket or root folder, refused credentials (`Denied`) and silence are never "absent".
-/// * Objects are never changed. Whoever reads a name twice reads the same bytes.
+/// * Objects are never changed, but for their encryption ([`Store::replace`]): whoever reads a name twice reads the same
+///   content.
 /// * No key is another one's folder: `a` and `a/b` are not both objects.
 pub trait Store: fmt::Debug + Send + Sync {
     /// The store's URL for people. Holds no secret.
@@ -160,6 +166,23 @@ pub trait Store: fmt::Debug + Send + Sync {
         })
     }
 
+    /// Whether what tells of the data is encrypted when it is put here.
+    fn encrypts(&self) -> bool {
+        false
+    }
+
+    /// The tag of an object as it is now.
+    fn tag<'a>(&'a self, key: &'a Key) -> Answer<'a, Tag> {
+        Box::pin(async move { Err(cannot_replace(self.url(), key)) })
+    }
+
+    /// Begins what is to take the place of an object, in one step, if by then it is still the one that had this tag.
+    /// [`Upload::finish`] says `Created` when it has, and `Exists` when another object is there: that is then untouched.
+    /// `NotFound` when none is there any more. For a new key alone: the content has to be the same.
+    fn replace<'a>(&'a self, key: &'a Key, _: &'a Tag) -> Answer<'a, Box<dyn Upload>> {
+        Box::pin(async move { Err(cannot_replace(self.url(), key)) })
+    }
+
     /// Whether there may be several copies of an object, so that one that is damaged can be done without.
     fn has_copies(&self) -> bool {
         false
@@ -180,6 +203,10 @@ pub trait Store: fmt::Debug + Send + Sync {
     fn to_write(&self) -> Option<Answer<'static, Arc<dyn Store>>> {
         None
     }
+}
+
+fn cannot_replace(url: String, key: &Key) -> Error {
+    Error::internal(format!("{key} cannot be replaced through {url}"))
 }
 
 /// Whether reading an object is to be tried again after this error: it was damage, and another copy can be had.

@@ -28,9 +28,10 @@ use aws_sdk_s3::{
 };
 use bytes::Bytes;
 
+use self::write::Condition;
 pub use self::{client::Keys, upload::settle};
 use super::{
-    Answer, Download, Key, Listed, Put, Store, Upload,
+    Answer, Download, Key, Listed, Put, Store, Tag, Upload,
     retry::{Patience, persist},
 };
 use crate::{
@@ -215,11 +216,21 @@ impl Store for S3Store {
     }
 
     fn put<'a>(&'a self, key: &'a Key, bytes: Bytes) -> Answer<'a, Put> {
-        Box::pin(write::put(&self.bucket, key.as_str(), bytes, self.bucket.random.name()))
+        Box::pin(write::put(&self.bucket, key.as_str(), bytes, self.bucket.random.name(), &Condition::Absent))
     }
 
     fn upload<'a>(&'a self, key: &'a Key) -> Answer<'a, Box<dyn Upload>> {
-        let upload = upload::begin(Arc::clone(&self.bucket), key.as_str().to_owned());
+        let upload = upload::begin(Arc::clone(&self.bucket), key.as_str().to_owned(), Condition::Absent);
+        Box::pin(async { Ok(Box::new(upload) as Box<dyn Upload>) })
+    }
+
+    fn tag<'a>(&'a self, key: &'a Key) -> Answer<'a, Tag> {
+        Box::pin(read::tag(&self.bucket, key.as_str()))
+    }
+
+    fn replace<'a>(&'a self, key: &'a Key, tag: &'a Tag) -> Answer<'a, Box<dyn Upload>> {
+        let condition = Condition::Unchanged(tag.0.clone());
+        let upload = upload::begin(Arc::clone(&self.bucket), key.as_str().to_owned(), condition);
         Box::pin(async { Ok(Box::new(upload) as Box<dyn Upload>) })
     }
 

@@ -46,6 +46,8 @@ pub(super) struct Seen {
     pub last_time: Option<DateTime<Utc>>,
     /// Where no recovery passes, by LSN.
     pub breaks: Vec<Break>,
+    /// Why nothing was seen but the names of segments.
+    pub unread: Option<String>,
 }
 
 impl Seen {
@@ -103,7 +105,7 @@ fn time_of(told: &Told) -> Option<DateTime<Utc>> {
 
 /// Whether another object would have to be found: nothing can be said of what this one holds.
 fn is_lost(error: &Error) -> bool {
-    matches!(error.kind(), Kind::Damaged | Kind::NotFound)
+    matches!(error.kind(), Kind::Damaged | Kind::NotFound | Kind::Refused)
 }
 
 /// Walks the summaries of segments that follow each other. Damaged objects are breaks, not errors.
@@ -132,11 +134,22 @@ pub(super) async fn ends(
     interrupt: &Interrupt,
 ) -> Result<Seen> {
     let two = &segments[segments.len().saturating_sub(2)..];
-    let mut seen = walk(system, two, progress, interrupt).await?;
+    let mut seen = match walk(system, two, progress, interrupt).await {
+        Err(error) if error.kind() == Kind::Refused => return unread(system, segments, &error),
+        seen => seen?,
+    };
     if segments.len() > 2 {
         seen.first_time = walk(system, &segments[..1], progress, interrupt).await?.first_time.or(seen.first_time);
     }
     Ok(seen)
+}
+
+/// What the names of segments tell that this host may not read.
+fn unread(system: &System, segments: &[(SegmentName, Stored)], error: &Error) -> Result<Seen> {
+    let whole = segments.iter().rev().find(|(_, stored)| matches!(stored, Stored::Whole(_)));
+    let size = system.document.segment_size;
+    let end = whole.map(|(name, _)| name.start(size).map(|start| Lsn(start.0 + size.bytes()))).transpose()?;
+    Ok(Seen { end, unread: Some(error.to_string()), ..Seen::default() })
 }
 
 /// The times that the segment of a fork tells: of the last commit before the fork, and of the promotion. Its records are

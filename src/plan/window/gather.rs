@@ -49,7 +49,7 @@ pub async fn timelines(system: &System, depth: Depth, watch: &Watch) -> Result<T
         listing.add(id, system.segments_and_pieces(id, None, None).await?, system.document.segment_size);
         let history = match system.history(id).await {
             Err(error) if error.kind() == Kind::NotFound => Err(format!("{}.history is missing", id.hex())),
-            Err(error) if error.kind() == Kind::Damaged => Err(error.to_string()),
+            Err(error) if matches!(error.kind(), Kind::Damaged | Kind::Refused) => Err(error.to_string()),
             history => Ok(history?),
         };
         histories.insert(id, history);
@@ -158,7 +158,9 @@ impl Gather<'_> {
             timeline.gaps = gaps.remove(&timeline.timeline).unwrap_or_default();
             timeline.gaps.sort_by_key(|g| g.first);
         }
-        let mut timelines = Timelines { system: self.system.document.clone(), timelines, suspensions: Vec::new() };
+        let unread = self.seen.values().find_map(|seen| seen.unread.clone());
+        let mut timelines =
+            Timelines { system: self.system.document.clone(), timelines, suspensions: Vec::new(), unread };
         if let Some(live) = timelines.timelines.iter().max_by_key(|t| (last_sign(t), t.timeline)).map(|t| t.timeline) {
             timelines.set_live(live);
         }
@@ -205,7 +207,10 @@ impl Gather<'_> {
 
     /// The last commit in the segments of a run from number `first` on and before `end`.
     async fn last_commit(&self, run: &Run, first: u64, end: u64) -> Result<Option<Ended>> {
-        self.system.last_commit(&self.listing.segments(&run.within(first, end))).await
+        match self.system.last_commit(&self.listing.segments(&run.within(first, end))).await {
+            Err(error) if error.kind() == Kind::Refused => Ok(None),
+            found => found,
+        }
     }
 
     /// Where no recovery along the path passes: what holds for the parent up to the fork, and what was seen since.
@@ -303,6 +308,7 @@ impl Gather<'_> {
         let commit = match commit {
             Some(commit) => Some(commit),
             // In the segments at the end there is none. One before the backup was consistent is of no use.
+            None if seen.unread.is_some() => None,
             None => self.last_commit(run, self.size.number_of(oldest.stop_lsn), last).await?,
         };
         let commit = commit.filter(|commit| commit.lsn >= oldest.stop_lsn);
@@ -318,6 +324,7 @@ impl Gather<'_> {
             first_segment,
             last_segment,
             segments: segments.end() - segments.first(),
+            unread: seen.unread.is_some(),
             from_pieces: if segments.in_pieces { to.since(last_segment.start(self.size)?) } else { 0 },
             end: match (&stretch.stop, next) {
                 (Some(stop), _) => stop.end.clone(),

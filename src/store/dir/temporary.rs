@@ -11,12 +11,15 @@ use std::{
     time::Duration,
 };
 
-use rustix::fs::{Advice, FlockOperation, fadvise, flock};
+use rustix::{
+    fs::{Advice, CWD, FlockOperation, RenameFlags, fadvise, flock, renameat_with},
+    io::Errno,
+};
 
-use super::{Put, Root, WRITING, failed, is_absent, make_folders, sync_folder};
+use super::{Put, Root, WRITING, failed, is_absent, make_folders, sync_folder, tag_of};
 use crate::{
     error::{Error, Result},
-    store::Key,
+    store::{Key, Tag},
 };
 
 /// How long a file lies untouched before it counts as left behind.
@@ -79,6 +82,35 @@ impl Temporary {
                 Ok(if self.is_at(&path) { Put::Created } else { put })
             }
             Err(e) => Err(link_failed(key, &path, e)),
+        }
+    }
+
+    /// Makes the file durable, and then lets it take the place of the object `key`, if that still has this tag. Whoever
+    /// replaces an object holds a lock on it, so that of two the second finds another object.
+    pub(super) fn replace(self, root: &Root, key: &Key, tag: &Tag) -> Result<Put> {
+        self.file.sync_all().map_err(|e| failed("make durable", &self.path, e))?;
+        let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
+        let path = root.file(key);
+        let there = root.open(key)?;
+        // As elsewhere: a file system without locks has none to wait for.
+        let _ = flock(&there, FlockOperation::LockExclusive);
+        if tag_of(&there, &path)? != *tag || tag_of(&root.open(key)?, &path)? != *tag {
+            return Ok(Put::Exists);
+        }
+        self.exchange(&path).map_err(|e| match is_absent(&e) {
+            true => Error::not_found(format!("{key}, which was to be replaced, is gone")),
+            false => failed("replace", &path, e),
+        })?;
+        path.parent().map_or(Ok(()), sync_folder)?;
+        Ok(Put::Created)
+    }
+
+    /// Swaps the file with the one at `path`, which is then removed with this. Unlike a plain rename it does not bring
+    /// back what was deleted a moment ago.
+    fn exchange(&self, path: &Path) -> io::Result<()> {
+        match renameat_with(CWD, &self.path, CWD, path, RenameFlags::EXCHANGE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => fs::rename(&self.path, path),
+            other => Ok(other?),
         }
     }
 

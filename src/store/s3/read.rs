@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{Bucket, Call, errors::UNREACHED};
 use crate::{
     error::{Error, Result},
-    store::{Answer, Body, Download},
+    store::{Answer, Body, Download, Tag},
 };
 
 /// More than the length of any object: the greatest number that every store reads in a range.
@@ -39,6 +39,13 @@ pub(super) async fn get(bucket: &Arc<Bucket>, name: &str, range: Option<Range<u6
             barren: 0,
         }),
     })
+}
+
+/// The ETag of an object. By GET: HEAD cannot tell a missing object from a missing bucket.
+pub(super) async fn tag(bucket: &Arc<Bucket>, name: &str) -> Result<Tag> {
+    let call = bucket.call("look at", name);
+    let found = call.persist(0, |_| call.ask(Some(0..1), None)).await?;
+    found.etag.map(Tag).ok_or_else(|| call.error(Error::failed("the store does not say which version that is")))
 }
 
 /// What S3 gives back of an object.

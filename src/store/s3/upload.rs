@@ -15,7 +15,10 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-use super::{Bucket, write};
+use super::{
+    Bucket,
+    write::{self, Condition},
+};
 use crate::{
     error::{Error, Result},
     store::{Answer, Put, Upload},
@@ -38,6 +41,7 @@ pub(super) struct S3Upload {
     bucket: Arc<Bucket>,
     name: String,
     identity: String,
+    condition: Condition,
     /// What has not been handed to a part yet; shorter than a part.
     filling: BytesMut,
     open: Option<Open>,
@@ -57,9 +61,9 @@ struct Open {
     completed: bool,
 }
 
-pub(super) fn begin(bucket: Arc<Bucket>, name: String) -> S3Upload {
+pub(super) fn begin(bucket: Arc<Bucket>, name: String, condition: Condition) -> S3Upload {
     let identity = bucket.random.name();
-    S3Upload { bucket, name, identity, filling: BytesMut::new(), open: None, failed: false }
+    S3Upload { bucket, name, identity, condition, filling: BytesMut::new(), open: None, failed: false }
 }
 
 impl S3Upload {
@@ -104,16 +108,16 @@ impl Upload for S3Upload {
     }
 
     fn finish(self: Box<Self>) -> Answer<'static, Put> {
-        let Self { bucket, name, identity, filling, open, failed } = *self;
+        let Self { bucket, name, identity, condition, filling, open, failed } = *self;
         Box::pin(async move {
             if failed {
                 return Err(Error::internal(format!("{name} was finished after an error")));
             }
             match open {
-                None => write::put(&bucket, &name, filling.freeze(), identity).await,
+                None => write::put(&bucket, &name, filling.freeze(), identity, &condition).await,
                 Some(mut open) => {
                     open.send(filling.freeze()).await?;
-                    open.complete(&identity).await
+                    open.complete(&identity, &condition).await
                 }
             }
         })
@@ -176,7 +180,7 @@ impl Open {
         }
     }
 
-    async fn complete(mut self, identity: &str) -> Result<Put> {
+    async fn complete(mut self, identity: &str, condition: &Condition) -> Result<Put> {
         while !self.sending.is_empty() {
             self.await_one().await?;
         }
@@ -185,13 +189,15 @@ impl Open {
         let (bucket, call) = (&self.bucket, self.bucket.call("finish the upload of", self.name.as_str()));
         let put = call
             .persist(0, |_| async {
+                let (if_none_match, if_match) = condition.headers(bucket);
                 let request = bucket
                     .client()
                     .complete_multipart_upload()
                     .bucket(&bucket.options.bucket)
                     .key(bucket.object(&self.name))
                     .upload_id(&self.id)
-                    .set_if_none_match(bucket.condition())
+                    .set_if_none_match(if_none_match)
+                    .set_if_match(if_match)
                     .multipart_upload(parts.clone());
                 match request.send().await.map_err(|e| call.failure(e)) {
                     Ok(_) => Ok(Put::Created),
@@ -199,14 +205,13 @@ impl Open {
                     Err(failure) if failure.status == 412 || failure.is("NoSuchUpload") => {
                         match call.whose(identity).await? {
                             Some(put) => Ok(put),
-                            None if failure.status == 412 => {
-                                Err(call.error(Error::unavailable("the object was there, and is gone")))
-                            }
+                            None if failure.status == 412 => Err(condition.gone(&call)),
                             None => Err(call
                                 .error(Error::failed("the store has dropped the upload"))
                                 .hint("does a lifecycle rule abort uploads that take longer than it allows?")),
                         }
                     }
+                    Err(failure) if failure.is("NoSuchKey") => Err(condition.gone(&call)),
                     Err(failure) => Err(failure.error),
                 }
             })

@@ -22,12 +22,35 @@ pub(super) fn metadata(identity: &str) -> Option<HashMap<String, String>> {
     Some(HashMap::from([(IDENTITY.to_owned(), identity.to_owned())]))
 }
 
-impl Bucket {
-    /// The condition that nothing is there yet.
-    pub(super) fn condition(&self) -> Option<String> {
-        self.options.conditional_writes.then(|| "*".to_owned())
+/// What has to be there when an object is written.
+#[derive(Clone, Debug)]
+pub(super) enum Condition {
+    /// Nothing.
+    Absent,
+    /// The object with this ETag.
+    Unchanged(String),
+}
+
+impl Condition {
+    /// What `If-None-Match` and `If-Match` say.
+    pub(super) fn headers(&self, bucket: &Bucket) -> (Option<String>, Option<String>) {
+        match self {
+            _ if !bucket.options.conditional_writes => (None, None),
+            Self::Absent => (Some("*".to_owned()), None),
+            Self::Unchanged(etag) => (None, Some(etag.clone())),
+        }
     }
 
+    /// What it means that the condition did not hold, and nothing is there.
+    pub(super) fn gone(&self, call: &Call) -> Error {
+        match self {
+            Self::Absent => call.error(Error::unavailable("the object was there, and is gone")),
+            Self::Unchanged(_) => call.error(Error::not_found("the object that was to be replaced is gone")),
+        }
+    }
+}
+
+impl Bucket {
     pub(super) fn storage_class(&self) -> Option<StorageClass> {
         self.options.storage_class.as_deref().map(StorageClass::from)
     }
@@ -43,16 +66,24 @@ impl Bucket {
 }
 
 /// Writes an object in one request. `identity` is this write's own name, the same in every attempt.
-pub(super) async fn put(bucket: &Arc<Bucket>, name: &str, bytes: Bytes, identity: String) -> Result<Put> {
+pub(super) async fn put(
+    bucket: &Arc<Bucket>,
+    name: &str,
+    bytes: Bytes,
+    identity: String,
+    condition: &Condition,
+) -> Result<Put> {
     let call = bucket.call("put", name);
     call.persist(bytes.len(), |_| async {
         let (encryption, kms_key) = bucket.encryption();
+        let (if_none_match, if_match) = condition.headers(bucket);
         let request = bucket
             .client()
             .put_object()
             .bucket(&bucket.options.bucket)
             .key(bucket.object(name))
-            .set_if_none_match(bucket.condition())
+            .set_if_none_match(if_none_match)
+            .set_if_match(if_match)
             .set_metadata(metadata(&identity))
             .set_storage_class(bucket.storage_class())
             .set_server_side_encryption(encryption)
@@ -68,8 +99,9 @@ pub(super) async fn put(bucket: &Arc<Bucket>, name: &str, bytes: Bytes, identity
             // Also after the first attempt: a proxy in between may have made a second one of it.
             Err(failure) if failure.status == 412 => match call.whose(&identity).await? {
                 Some(put) => Ok(put),
-                None => Err(call.error(Error::unavailable("the object was there, and is gone"))),
+                None => Err(condition.gone(&call)),
             },
+            Err(failure) if failure.is("NoSuchKey") => Err(condition.gone(&call)),
             Err(failure) => Err(failure.error),
         }
     })

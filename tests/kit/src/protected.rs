@@ -101,8 +101,14 @@ impl Protected {
     /// A run of `walden` with this configuration, as the servers' user.
     #[must_use]
     pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        self.elsewhere(&self.config, arguments)
+    }
+
+    /// A run of `walden` with another host's configuration, as the servers' user.
+    #[must_use]
+    pub fn elsewhere<S: AsRef<OsStr>>(&self, config: &Path, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = self.scene.walden();
-        command.arg("--config").arg(&self.config).args(arguments);
+        command.arg("--config").arg(config).args(arguments);
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         // Whatever is installed besides: what it starts is the version under test.
         command.env("WALDEN_PG_BIN", &self.cluster.installation().bin);

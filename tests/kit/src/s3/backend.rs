@@ -89,14 +89,32 @@ impl State {
         format!("{:032x}", self.written)
     }
 
-    fn check(&mut self, bucket: &str, key: &str, condition: Option<&IfNoneMatch>) -> S3Result<()> {
-        let exists = self.bucket(bucket)?.contains_key(key);
-        if condition.is_some() && exists && self.conditions != Conditions::Ignored {
-            return Err(s3_error!(PreconditionFailed, "At least one of the pre-conditions you specified did not hold"));
+    fn check(&mut self, bucket: &str, key: &str, condition: &Condition) -> S3Result<()> {
+        let there = self.bucket(bucket)?.get(key).cloned();
+        if self.conditions == Conditions::Ignored {
+            return Ok(());
         }
-        Ok(())
+        match (condition, there) {
+            (Condition { absent: Some(_), .. }, Some(_)) => {
+                Err(s3_error!(PreconditionFailed, "At least one of the pre-conditions you specified did not hold"))
+            }
+            (Condition { unchanged: Some(_), .. }, None) => {
+                Err(s3_error!(NoSuchKey, "The specified key does not exist."))
+            }
+            (Condition { unchanged, .. }, Some(object)) => must_match(unchanged.as_ref(), &object),
+            _ => Ok(()),
+        }
     }
 }
+
+/// What a write says of the object that is there.
+#[derive(Clone, Debug)]
+struct Condition {
+    absent: Option<IfNoneMatch>,
+    unchanged: Option<IfMatch>,
+}
+
+const ANYTHING: Condition = Condition { absent: None, unchanged: None };
 
 /// The S3 service over a shared [`State`].
 #[derive(Clone, Debug)]
@@ -108,14 +126,14 @@ impl Backend {
     }
 
     /// Looks at the condition and then writes: in one step, or not, as [`Conditions`] says.
-    async fn write(&self, bucket: &str, key: &str, condition: Option<&IfNoneMatch>, object: Object) -> S3Result<()> {
+    async fn write(&self, bucket: &str, key: &str, condition: Condition, object: Object) -> S3Result<()> {
         let racy = self.state().conditions == Conditions::Racy;
         if racy {
-            self.state().check(bucket, key, condition)?;
+            self.state().check(bucket, key, &condition)?;
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let mut state = self.state();
-        state.check(bucket, key, condition.filter(|_| !racy))?;
+        state.check(bucket, key, if racy { &ANYTHING } else { &condition })?;
         if let Some(kept) = &state.kept {
             kept.keep(bucket, key, &object).map_err(|error| s3_error!(InternalError, "{error}"))?;
         }
@@ -127,7 +145,7 @@ impl Backend {
 #[async_trait::async_trait]
 impl S3 for Backend {
     async fn put_object(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
-        let PutObjectInput { bucket, key, body, if_none_match, metadata, storage_class, .. } = req.input;
+        let PutObjectInput { bucket, key, body, if_none_match, if_match, metadata, storage_class, .. } = req.input;
         self.state().bucket(&bucket)?;
         let bytes = collect(body).await?;
         let sent = Checksum {
@@ -148,7 +166,7 @@ impl S3 for Backend {
             checksum: checksum.clone(),
         };
         let e_tag = Some(ETag::Strong(object.etag.clone()));
-        self.write(&bucket, &key, if_none_match.as_ref(), object).await?;
+        self.write(&bucket, &key, Condition { absent: if_none_match, unchanged: if_match }, object).await?;
         let (checksum_crc32, checksum_crc32c) = (checksum.checksum_crc32, checksum.checksum_crc32c);
         Ok(S3Response::new(PutObjectOutput { e_tag, checksum_crc32, checksum_crc32c, ..Default::default() }))
     }
@@ -315,7 +333,8 @@ impl S3 for Backend {
         &self,
         req: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
-        let CompleteMultipartUploadInput { bucket, key, upload_id, if_none_match, multipart_upload, .. } = req.input;
+        let CompleteMultipartUploadInput { bucket, key, upload_id, if_none_match, if_match, multipart_upload, .. } =
+            req.input;
         let object = {
             let state = self.state();
             let upload = state.uploads.get(&upload_id).filter(|u| u.key == key);
@@ -323,7 +342,7 @@ impl S3 for Backend {
             assemble(upload, multipart_upload.and_then(|m| m.parts).unwrap_or_default())?
         };
         let e_tag = Some(ETag::Strong(object.etag.clone()));
-        self.write(&bucket, &key, if_none_match.as_ref(), object).await?;
+        self.write(&bucket, &key, Condition { absent: if_none_match, unchanged: if_match }, object).await?;
         self.state().uploads.remove(&upload_id);
         let (bucket, key) = (Some(bucket), Some(key));
         Ok(S3Response::new(CompleteMultipartUploadOutput { bucket, key, e_tag, ..Default::default() }))
