@@ -373,7 +373,7 @@ impl Planning<'_> {
                 BackupObject::Manifest(number) => *number < manifest,
                 BackupObject::Catalogue(number) => catalogue.is_some_and(|counts| *number < counts),
                 BackupObject::Extra(number) => extra.is_some_and(|counts| *number < counts),
-                BackupObject::Intent(_) | BackupObject::Part(_) => false,
+                BackupObject::Intent(_) | BackupObject::About(_) | BackupObject::Part(_) => false,
             };
             if superseded && !held {
                 match object {

@@ -194,6 +194,7 @@ impl SystemFolder {
             ("intent", "json") => BackupObject::Intent(number),
             ("manifest", "json.zst") => BackupObject::Manifest(number),
             ("catalogue", "json.zst") => BackupObject::Catalogue(number),
+            ("about", "json.zst") => BackupObject::About(number),
             ("extra", "tar.zst") => BackupObject::Extra(number),
             ("part", "tar.zst") => BackupObject::Part(number),
             _ => return None,
@@ -209,6 +210,7 @@ impl SystemFolder {
             BackupObject::Intent(number) => self.intent(id, number),
             BackupObject::Manifest(number) => self.manifest(id, number),
             BackupObject::Catalogue(number) => self.catalogue(id, number),
+            BackupObject::About(number) => self.about(id, number),
             BackupObject::Extra(number) => self.extra(id, number),
             BackupObject::Part(number) => self.part(id, number),
         }
@@ -244,6 +246,8 @@ pub enum BackupObject {
     Manifest(u32),
     /// `catalogue-<n>.json.zst`
     Catalogue(u32),
+    /// `about-<n>.json.zst`
+    About(u32),
     /// `extra-<n>.tar.zst`
     Extra(u32),
     /// `part-<n>.tar.zst`

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{BackupDocument, BackupId, BackupObject, IntentDocument, Layer, Part, System};
 use crate::{
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     seal::Blake3,
 };
 
@@ -272,9 +272,10 @@ impl System {
     }
 
     /// The parts that a backup needs, its own and those of others. Proves the manifest's hash, and that it points into
-    /// the parts of those backups alone that the document names.
+    /// the parts of those backups alone that the document names. Where this host may not read the manifest, the document
+    /// tells.
     pub async fn parts_by_folder(&self, backup: &BackupDocument) -> Result<BTreeMap<BackupId, BTreeSet<u32>>> {
-        let needed = self
+        let read = self
             .read_manifest(backup, move |text| {
                 let mut needed: BTreeMap<BackupId, BTreeSet<u32>> = BTreeMap::new();
                 stream::read(text, &mut |each| match each {
@@ -284,7 +285,13 @@ impl System {
                 })?;
                 Ok(needed)
             })
-            .await?;
+            .await;
+        let needed = match read {
+            Err(error) if error.kind() == Kind::Refused && !backup.needed_parts.is_empty() => {
+                backup.needed_parts.iter().map(|of| (of.backup, of.parts.iter().copied().collect())).collect()
+            }
+            read => read?,
+        };
         match needed.keys().find(|of| **of != backup.id && !backup.references.contains(of)) {
             None => Ok(needed),
             Some(of) => Err(Error::damaged(format!(
