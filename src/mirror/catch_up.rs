@@ -210,11 +210,27 @@ impl CatchUp<'_> {
     /// The newest document of a backup, and the parts that it needs: their lengths, and what proves them.
     async fn needed(&self, id: BackupId) -> Result<(BackupDocument, HashMap<PartName, (u64, Proof)>)> {
         let document = self.first.backup(id).await?;
-        let parts = self.first.parts_needed(&document).await?;
+        let parts = match self.first.parts_needed(&document).await {
+            Err(error) if error.kind() == Kind::Refused && !document.needed_parts.is_empty() => {
+                let told = self.told(&document).await?;
+                return Ok((document, told));
+            }
+            parts => parts?,
+        };
         let needed = parts
             .into_iter()
             .map(|part| ((part.backup, part.number), (part.length, Proof::Bytes(part.blake3, part.hashed))));
         Ok((document, needed.collect()))
+    }
+
+    /// The same as the document tells it, for a host that may not read the manifest. What is encrypted is proven from
+    /// outside when it is copied.
+    async fn told(&self, document: &BackupDocument) -> Result<HashMap<PartName, (u64, Proof)>> {
+        let needed = || document.needed_parts.iter();
+        let there = self.first.parts_there(needed().map(|of| of.backup)).await?;
+        let names = needed().flat_map(|of| of.parts.iter().map(|number| (of.backup, *number)));
+        // One that is not there is found out when it is to be copied.
+        Ok(names.map(|name| (name, (there.get(&name).copied().unwrap_or(0), Proof::Length))).collect())
     }
 
     /// Which parts the mirror has in the folders of these and of that backup.
