@@ -5,6 +5,7 @@
 //! what it looks at, and name it in the list there. Nothing is changed but one WAL switch and the objects that probe
 //! the store, which are deleted again.
 
+mod advice;
 mod archiver;
 mod host;
 mod proof;
@@ -172,5 +173,6 @@ pub async fn check(request: &Request<'_>, around: &Surroundings, tell: &mut dyn 
         let log = if shown { Vec::new() } else { archiver::log_lines(server, &host) };
         told.add(Line { log, ..line });
     }
+    advice::look(request, around, system.as_ref(), server.as_ref(), &mut told).await;
     told.report
 }

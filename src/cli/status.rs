@@ -104,6 +104,10 @@ fn show(cluster: &ClusterConfig, status: &Status, url: &str, context: &Context) 
     for note in &status.notes {
         line("note", note);
     }
+    for advice in &status.advice {
+        line("advice", &advice.what);
+        out.line(format_args!("  {:<12} {} {}", "", out.paint(Paint::Strong, "hint:"), advice.mend));
+    }
     for concern in &status.concerns {
         out.line(format_args!("  {} {}", out.paint(Paint::Bad, format_args!("{:<12}", "attention")), concern.what));
         out.line(format_args!("  {:<12} {} {}", "", out.paint(Paint::Strong, "hint:"), concern.mend));

@@ -21,6 +21,12 @@ impl Connection {
     pub fn reveal(&self) -> &str {
         &self.0
     }
+
+    /// Whether anything in it is hidden when it is shown.
+    #[must_use]
+    pub fn holds_secret(&self) -> bool {
+        self.to_string().contains(HIDDEN)
+    }
 }
 
 impl fmt::Display for Connection {

@@ -403,6 +403,27 @@ pub static KEYS: &[Key] = &[
         Is("UTC"),
         "Whose days, weeks, months and years these are, such as `Europe/Berlin`.",
     ),
+    key(
+        "goals",
+        "rpo",
+        Kind::Time,
+        Nothing,
+        "How much may be lost when the server's machine is: `status` and `check` say when `archive_timeout` allows more.",
+    ),
+    key(
+        "goals",
+        "backup_age",
+        Kind::Time,
+        Is("8d"),
+        "How old the newest backup may be before `status` calls somebody.",
+    ),
+    key(
+        "goals",
+        "restore_age",
+        Kind::Time,
+        Is("100d"),
+        "How long ago a restore may have succeeded last before `status` and `check` advise to try one.",
+    ),
 ];
 
 /// Tables that belong to a later version. They are refused rather than ignored: whoever wrote them counts on them.
@@ -457,7 +478,7 @@ mod tests {
     fn tables_come_once_each() {
         assert_eq!(
             tables().collect::<Vec<_>>(),
-            ["repository", "cluster", "archive", "agent", "receive", "backup", "restore", "keep"]
+            ["repository", "cluster", "archive", "agent", "receive", "backup", "restore", "keep", "goals"]
         );
     }
 }

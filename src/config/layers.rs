@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    AgentConfig, ArchiveConfig, BackupConfig, ClusterConfig, Config, Connection, KeepConfig, Levels, Origin,
+    AgentConfig, ArchiveConfig, BackupConfig, ClusterConfig, Config, Connection, GoalsConfig, KeepConfig, Levels, Origin,
     ReceiveConfig, RepositoryConfig, RepositoryUrl, RestoreConfig, Setting, Value, WaitFor,
     environment::{self, Known},
     file,
@@ -159,6 +159,7 @@ impl Layers {
                 prefetch_size: restore.size("prefetch_size").unwrap_or(0),
                 promote_despite_doubt: restore.switch("promote_despite_doubt"),
             },
+            goals: self.of("goals").goals(),
             mirrors: self.known.repositories.iter().filter_map(|name| self.mirror(name)).collect(),
             clusters: self.known.clusters.iter().filter_map(|name| self.cluster(name)).collect(),
             settings,
@@ -281,6 +282,11 @@ impl Table<'_> {
             Some(Value::List(items)) => items.clone(),
             _ => Vec::new(),
         }
+    }
+
+    fn goals(&self) -> GoalsConfig {
+        let rpo = self.value("rpo").map(|_| self.time("rpo"));
+        GoalsConfig { rpo, backup_age: self.time("backup_age"), restore_age: self.time("restore_age") }
     }
 
     fn receive(&self) -> ReceiveConfig {

@@ -30,7 +30,7 @@ pub use self::{
     file::{Lookup, SYSTEM},
     reference::{first_file, reference},
     state_dir::prove_state_dir,
-    store::{create_store, open_conditional_store, open_store},
+    store::{create_store, guards, open_conditional_store, open_store},
     url::RepositoryUrl,
     value::{Levels, Value},
 };
@@ -58,6 +58,8 @@ pub struct Config {
     pub restore: RestoreConfig,
     /// `[keep]`.
     pub keep: KeepConfig,
+    /// `[goals]`.
+    pub goals: GoalsConfig,
     repository: Option<RepositoryConfig>,
     mirrors: Vec<(RepositoryName, RepositoryConfig)>,
     clusters: Vec<ClusterConfig>,
@@ -221,6 +223,17 @@ pub struct KeepConfig {
     pub window: Option<Duration>,
     /// Whose days these are.
     pub zone: chrono_tz::Tz,
+}
+
+/// `[goals]`: what the owner wants. Nothing is done by it; `status` and `check` measure against it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GoalsConfig {
+    /// How much may be lost with the server's machine.
+    pub rpo: Option<Duration>,
+    /// How old the newest backup may be.
+    pub backup_age: Duration,
+    /// How long ago a restore may have succeeded last.
+    pub restore_age: Duration,
 }
 
 /// One effective value and where it came from.

@@ -11,7 +11,7 @@ use crate::{
         check_then_put::CheckThenPut,
         dir::DirStore,
         retry::Patience,
-        s3::{Encryption, S3Options, S3Store},
+        s3::{Encryption, Guards, S3Options, S3Store},
     },
 };
 
@@ -40,6 +40,16 @@ pub async fn create_store(repository: &RepositoryConfig, random: Arc<Random>) ->
     match &repository.url {
         RepositoryUrl::File(path) => Ok(Arc::new(DirStore::create(path.clone(), random)?)),
         RepositoryUrl::S3 { .. } => open_store(repository, random).await,
+    }
+}
+
+/// What the bucket says of itself; `None` where there is no bucket.
+pub async fn guards(repository: &RepositoryConfig, random: Arc<Random>) -> Result<Option<Guards>> {
+    match &repository.url {
+        RepositoryUrl::File(_) => Ok(None),
+        RepositoryUrl::S3 { bucket, prefix } => {
+            S3Store::open(s3(repository, bucket, prefix), random).await?.guards().await.map(Some)
+        }
     }
 }
 

@@ -1,19 +1,28 @@
 //! Looks at a cluster: at its server and the files beside it, then at what of it is in the repository. Reads only, and
 //! goes on without whatever does not answer.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{fs, future::Future, os::unix::fs::MetadataExt, sync::Arc, time::Duration};
 
-use super::status::{NotSeen, Seen, ServerSeen, Status, SuspendedSeen};
+use chrono::{DateTime, Utc};
+
+use super::{
+    doctor::{self, FileSeen, Known},
+    status::{NotSeen, Seen, ServerSeen, Status, SuspendedSeen},
+};
 use crate::{
-    archive::{Record, Suspensions},
+    archive::{Record, Suspensions, receive},
     clock::Clock,
-    config::{ClusterConfig, Config},
+    config::{ClusterConfig, Config, Origin, Value},
     error::{Error, Kind, Result},
     plan::{
         Watch,
         window::{self, Depth, Timelines},
     },
-    postgres::{ControlFile, TimelineId, pg_wal::PgWal, sql::Session},
+    postgres::{
+        ControlFile, TimelineId,
+        pg_wal::PgWal,
+        sql::{Session, Slot},
+    },
     repository::{Incarnation, System},
     store::Store,
 };
@@ -39,24 +48,63 @@ pub async fn status(
             .await
             .unwrap_or_else(|_| Err(Error::unavailable(format!("it did not answer within {} s", limit.as_secs())))),
     };
-    let (systems, unreachable) = match systems {
-        Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Denied) => (Vec::new(), Some(error.to_string())),
+    let ((systems, restored), unreachable) = match systems {
+        Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Denied) => {
+            ((Vec::new(), None), Some(error.to_string()))
+        }
         systems => (systems?, None),
     };
-    Ok(Status::of(&Seen { systems: &systems, unreachable, here, wal, suspended, server, now }))
+    let advice = doctor::judge(&Known {
+        goals: &config.goals,
+        system: systems.last(),
+        restored,
+        archive_timeout: server.as_ref().ok().filter(|server| !server.in_recovery).map(|server| server.archive_timeout),
+        received: server.as_ref().is_ok_and(|server| received(config, cluster, &server.slots)),
+        file: configuration(config),
+        now,
+    });
+    let mut status = Status::of(&Seen { systems: &systems, unreachable, here, wal, suspended, server, now });
+    status.advise(advice);
+    Ok(status)
+}
+
+/// The configuration file, as others can reach it.
+#[must_use]
+pub fn configuration(config: &Config) -> Option<FileSeen> {
+    let path = config.file.clone()?;
+    let mode = fs::metadata(&path).ok()?.mode();
+    let secret = config.settings().iter().any(|setting| match (&setting.value, &setting.origin) {
+        (Value::Connection(connection), Origin::File(..)) => connection.holds_secret(),
+        _ => false,
+    });
+    Some(FileSeen { path, mode, secret })
+}
+
+/// Whether somebody receives by the slot of `[receive]`.
+#[must_use]
+pub fn received(config: &Config, cluster: &ClusterConfig, slots: &[Slot]) -> bool {
+    let ours = receive::slot_name(config.receive.slot.as_deref(), &cluster.name);
+    ours.is_ok_and(|ours| slots.iter().any(|slot| slot.active && slot.name == ours))
+}
+
+/// When a restore from that system was done last; none where its notes could not be listed.
+pub async fn restored(system: &System) -> Option<Option<DateTime<Utc>>> {
+    let notes = system.restore_notes(1).await.ok()?;
+    Some(notes.first().map(|note| note.done))
 }
 
 async fn systems(
     cluster: &ClusterConfig,
     store: impl Future<Output = Result<Arc<dyn Store>>>,
     watch: &Watch,
-) -> Result<Vec<Timelines>> {
+) -> Result<(Vec<Timelines>, Option<Option<DateTime<Utc>>>)> {
     let store = store.await?;
-    let mut systems = Vec::new();
+    let (mut systems, mut last) = (Vec::new(), None);
     for system in System::all(&store, &cluster.name).await? {
         systems.push(timelines(&system, Depth::Ends, cluster, watch).await?);
+        last = last.max(restored(&system).await);
     }
-    Ok(systems)
+    Ok((systems, last))
 }
 
 /// The timelines of a system. When the data directory is at hand it tells which of them the cluster writes.
@@ -113,6 +161,7 @@ async fn server(cluster: &ClusterConfig) -> Result<ServerSeen, NotSeen> {
             in_recovery: facts.in_recovery,
             timeline: facts.timeline,
             segment_size: facts.segment_size,
+            archive_timeout: session.archive_timeout().await?,
             slots: session.slots().await?,
             archiver: session.archiver().await?,
             lsn: session.current_wal_lsn().await?,

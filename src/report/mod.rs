@@ -5,6 +5,7 @@
 //! a form.
 
 pub mod archive_command;
+pub mod doctor;
 mod escape;
 pub mod html;
 pub mod lag;

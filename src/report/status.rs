@@ -8,7 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{escape::plain, lag::Lag, words};
+use super::{doctor::Advice, escape::plain, lag::Lag, words};
 use crate::{
     human,
     mirror::State,
@@ -77,6 +77,8 @@ pub struct ServerSeen {
     pub timeline: TimelineId,
     /// The size of its segments.
     pub segment_size: SegmentSize,
+    /// `archive_timeout`; zero when it is off.
+    pub archive_timeout: Duration,
     /// The end of the WAL that it has written, or replayed.
     pub lsn: Lsn,
     /// Its replication slots that hold WAL back.
@@ -133,6 +135,9 @@ pub struct Status {
     pub mirrors: Vec<State>,
     /// What needs a person.
     pub concerns: Vec<Concern>,
+    /// What to do before it is needed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub advice: Vec<Concern>,
     /// What a person should know.
     pub notes: Vec<String>,
 }
@@ -290,6 +295,7 @@ impl Status {
             unreachable: seen.unreachable.clone(),
             mirrors: Vec::new(),
             concerns: Vec::new(),
+            advice: Vec::new(),
             notes: Vec::new(),
         };
         status.judge(seen, system, &backups);
@@ -339,6 +345,17 @@ impl Status {
             self.verdict = Verdict::NeedsPerson;
         }
         self.mirrors = mirrors;
+    }
+
+    /// Adds what is to be done in time.
+    pub fn advise(&mut self, advice: Vec<Advice>) {
+        for Advice { what, mend, grave, .. } in advice {
+            let place = if grave { &mut self.concerns } else { &mut self.advice };
+            place.push(Concern { what, mend });
+            if grave {
+                self.verdict = Verdict::NeedsPerson;
+            }
+        }
     }
 
     fn concern(&mut self, what: impl Into<String>, mend: impl Into<String>) {

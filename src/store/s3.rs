@@ -6,6 +6,7 @@
 
 mod client;
 mod errors;
+mod guards;
 mod read;
 mod upload;
 mod write;
@@ -30,6 +31,7 @@ use bytes::Bytes;
 
 use self::write::Condition;
 pub use self::{client::Keys, upload::settle};
+pub use self::{client::Keys, guards::Guards, upload::settle};
 use super::{
     Answer, Download, Key, Listed, Put, Store, Tag, Upload,
     retry::{Patience, persist},

@@ -23,7 +23,10 @@ use std::{
 
 use tokio::{select, time::sleep};
 
-pub use self::event::{Event, Gap, Listener, SlotState, Weight};
+pub use self::{
+    event::{Event, Gap, Listener, SlotState, Weight},
+    slot::slot_name,
+};
 use self::{
     position::Way,
     session::Session,
@@ -96,7 +99,7 @@ impl Receiving {
             incarnation: cluster.incarnation,
             conninfo: conninfo.named(&receive.application_name),
             application_name: receive.application_name.clone(),
-            slot: slot::name(receive.slot.as_deref(), &cluster.name)?,
+            slot: slot::slot_name(receive.slot.as_deref(), &cluster.name)?,
             flush_interval: receive.flush_interval,
             flushed_when: if receive.flushed_when_spooled { FlushedWhen::Spooled } else { FlushedWhen::Stored },
             spool_limit: receive.spool_limit,

@@ -22,7 +22,7 @@ const LOOKS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs
 
 /// The configured name, or one made from the cluster's. PostgreSQL takes lower-case letters, digits and underscores
 /// (`ReplicationSlotValidateName`).
-pub(super) fn name(configured: Option<&str>, cluster: &ClusterName) -> Result<String> {
+pub fn slot_name(configured: Option<&str>, cluster: &ClusterName) -> Result<String> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     match configured {
         Some(name) if name.len() <= LONGEST && name.chars().all(allowed) => Ok(name.to_owned()),
@@ -85,11 +85,11 @@ mod tests {
 
     #[test]
     fn a_slot_is_named_after_its_cluster() {
-        let named = |cluster: &str| name(None, &cluster.parse().unwrap()).unwrap();
+        let named = |cluster: &str| slot_name(None, &cluster.parse().unwrap()).unwrap();
         assert_eq!(named("main"), "walden_main");
         assert_eq!(named("My-Shop"), "walden_my_shop");
         assert_eq!(named(&"x".repeat(64)).len(), 63);
-        assert!(name(Some("No"), &"main".parse().unwrap()).is_err());
-        assert_eq!(name(Some("s1"), &"main".parse().unwrap()).unwrap(), "s1");
+        assert!(slot_name(Some("No"), &"main".parse().unwrap()).is_err());
+        assert_eq!(slot_name(Some("s1"), &"main".parse().unwrap()).unwrap(), "s1");
     }
 }

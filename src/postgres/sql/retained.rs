@@ -1,4 +1,7 @@
-//! The replication slots of a server, which hold WAL back for those who have not received it yet.
+//! What keeps WAL on the server: its replication slots, which hold it back for those who have not received it yet, and
+//! a segment that waits to be full.
+
+use std::time::Duration;
 
 use super::Session;
 use crate::{
@@ -21,6 +24,13 @@ pub struct Slot {
 }
 
 impl Session {
+    /// `archive_timeout`; zero when it is off.
+    pub async fn archive_timeout(&self) -> Result<Duration> {
+        let sql = "SELECT setting::bigint FROM pg_settings WHERE name = 'archive_timeout'";
+        let seconds: i64 = self.one(sql, &[]).await?.get(0);
+        Ok(Duration::from_secs(seconds.unsigned_abs()))
+    }
+
     /// The slots that hold WAL back, or did until it was lost.
     pub async fn slots(&self) -> Result<Vec<Slot>> {
         let sql = "SELECT slot_name, active, coalesce(wal_status, ''), restart_lsn FROM pg_replication_slots \

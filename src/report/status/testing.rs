@@ -25,6 +25,7 @@ pub fn server() -> ServerSeen {
         in_recovery: false,
         timeline: TimelineId::FIRST,
         segment_size: SegmentSize::DEFAULT,
+        archive_timeout: Duration::from_secs(60),
         lsn: Lsn(41 * SegmentSize::DEFAULT.bytes()),
         slots: Vec::new(),
         archiver: ArchiverStatus::default(),

@@ -1,0 +1,198 @@
+//! What is well today and will not be on the day of need, each with its mend: the backup that is too old, the restore
+//! that was never tried, the password that everybody can read. Pure: what is known comes in.
+//!
+//! Each rule is a small function that looks at one thing. To add one: write it, and name it in [`RULES`].
+
+use std::{path::PathBuf, time::Duration};
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::{config::GoalsConfig, human, plan::window::Timelines};
+
+/// Something to do before the day of need.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Advice {
+    /// What was looked at; the same name in every version.
+    pub name: &'static str,
+    /// What it is.
+    pub what: String,
+    /// What to do.
+    pub mend: String,
+    /// Whether it needs a person now.
+    pub grave: bool,
+}
+
+/// What is known; what is none is not, and is not judged.
+#[derive(Debug)]
+pub struct Known<'a> {
+    /// What the owner wants.
+    pub goals: &'a GoalsConfig,
+    /// The newest system in the repository.
+    pub system: Option<&'a Timelines>,
+    /// When a restore was done last, of those that are on record.
+    pub restored: Option<Option<DateTime<Utc>>>,
+    /// The server's `archive_timeout`; zero when it is off.
+    pub archive_timeout: Option<Duration>,
+    /// Whether somebody receives WAL from the server as it is written, by the slot of `[receive]`.
+    pub received: bool,
+    /// The configuration file.
+    pub file: Option<FileSeen>,
+    /// When that was.
+    pub now: DateTime<Utc>,
+}
+
+/// The configuration file, as others can reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileSeen {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its mode, as `stat` tells it.
+    pub mode: u32,
+    /// Whether a password stands in it.
+    pub secret: bool,
+}
+
+/// Looks at one thing; `None` where nothing is to be said.
+type Rule = fn(&Known<'_>) -> Option<Advice>;
+
+/// The rules, in the order in which they are told.
+const RULES: &[Rule] = &[recent_backup, tried_restore, loss, modes];
+
+/// Everything that is to be said.
+#[must_use]
+pub fn judge(known: &Known<'_>) -> Vec<Advice> {
+    RULES.iter().filter_map(|rule| rule(known)).collect()
+}
+
+fn recent_backup(known: &Known<'_>) -> Option<Advice> {
+    let backups = known.system?.backups();
+    let usable = backups.iter().filter(|backup| backup.broken.is_none()).map(|backup| backup.stopped).max()?;
+    let (age, limit) = (known.since(usable), known.goals.backup_age);
+    (age > limit).then(|| Advice {
+        name: "recent-backup",
+        what: format!(
+            "the newest backup that can be used is {} old, more than {}: a recovery would replay all WAL since then",
+            human::duration(age),
+            human::duration(limit)
+        ),
+        mend: "walden backup, on a schedule; how old the newest may be is said by backup_age under [goals]".into(),
+        grave: true,
+    })
+}
+
+fn tried_restore(known: &Known<'_>) -> Option<Advice> {
+    let oldest = known.system?.backups().iter().map(|backup| backup.stopped).min()?;
+    let (restored, limit) = (known.restored?, known.goals.restore_age);
+    let what = match restored {
+        None => "no restore from this repository is on record: whether one succeeds nobody knows".to_owned(),
+        Some(last) if known.since(last) > limit && known.since(oldest) > limit => {
+            format!(
+                "the last restore on record is {} ago, more than {}",
+                human::duration(known.since(last)),
+                human::duration(limit)
+            )
+        }
+        Some(_) => return None,
+    };
+    let mend = "try one into an empty directory: walden restore --to latest --pgdata DIR --clone --start";
+    Some(Advice { name: "tried-restore", what, mend: mend.into(), grave: false })
+}
+
+fn loss(known: &Known<'_>) -> Option<Advice> {
+    let (goal, timeout) = (known.goals.rpo?, known.archive_timeout?);
+    if known.received || (!timeout.is_zero() && timeout <= goal) {
+        return None;
+    }
+    let now = match timeout.is_zero() {
+        true => "archive_timeout is off, so that a segment waits until it is full".to_owned(),
+        false => format!("archive_timeout lets a segment wait {}", human::duration(timeout)),
+    };
+    let seconds = goal.as_secs().max(1);
+    let mend = match goal < Duration::from_secs(30) {
+        true => "run walden wal receive, which stores WAL as it is written".to_owned(),
+        false => format!(
+            "set archive_timeout = {seconds}s in postgresql.conf and reload; or run walden wal receive, which stores WAL as it is written"
+        ),
+    };
+    Some(Advice {
+        name: "loss",
+        what: format!("at most {} are to be lost (rpo under [goals]), but {now}", human::duration(goal)),
+        mend,
+        grave: true,
+    })
+}
+
+fn modes(known: &Known<'_>) -> Option<Advice> {
+    const OTHERS_READ: u32 = 0o004;
+    const OTHERS_WRITE: u32 = 0o002;
+    let FileSeen { path, mode, secret } = known.file.as_ref()?;
+    let shown = path.display();
+    let what = match mode {
+        mode if mode & OTHERS_WRITE != 0 => format!("{shown}: everybody on this host can change it"),
+        mode if mode & OTHERS_READ != 0 && *secret => {
+            format!("{shown}: everybody on this host can read it, and a password stands in it")
+        }
+        _ => return None,
+    };
+    Some(Advice { name: "configuration-modes", what, mend: format!("chmod 640 {shown}"), grave: true })
+}
+
+impl Known<'_> {
+    fn since(&self, then: DateTime<Utc>) -> Duration {
+        (self.now - then).to_std().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::trees::{self, at};
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn goals() -> GoalsConfig {
+        GoalsConfig { rpo: Some(Duration::from_secs(60)), backup_age: 8 * DAY, restore_age: 100 * DAY }
+    }
+
+    fn told(change: impl FnOnce(&mut Known<'_>)) -> Vec<&'static str> {
+        let (goals, systems) = (goals(), trees::single());
+        let mut known = Known {
+            goals: &goals,
+            system: systems.last(),
+            restored: Some(Some(at("20 10:00"))),
+            archive_timeout: Some(Duration::from_secs(60)),
+            received: false,
+            file: Some(FileSeen { path: "/etc/walden/walden.toml".into(), mode: 0o100_640, secret: true }),
+            now: at("21 10:05"),
+        };
+        change(&mut known);
+        judge(&known).iter().map(|advice| advice.name).collect()
+    }
+
+    #[test]
+    fn what_is_well_and_what_is_not_known_is_passed_over() {
+        assert!(told(|_| {}).is_empty());
+        assert!(
+            told(|known| (known.system, known.restored, known.archive_timeout, known.file) = (None, None, None, None))
+                .is_empty()
+        );
+        assert!(told(|known| known.file.as_mut().unwrap().mode = 0o100_644).len() == 1);
+    }
+
+    #[test]
+    fn each_rule_says_its_own() {
+        let later = |days: i64| move |known: &mut Known<'_>| known.now += chrono::TimeDelta::try_days(days).unwrap();
+        assert_eq!(told(later(9)), ["recent-backup"]);
+        assert_eq!(told(later(101)), ["recent-backup", "tried-restore"]);
+        assert_eq!(told(|known| known.restored = Some(None)), ["tried-restore"]);
+        for timeout in [0, 61] {
+            assert_eq!(told(|known| known.archive_timeout = Some(Duration::from_secs(timeout))), ["loss"]);
+        }
+        assert!(told(|known| (known.archive_timeout, known.received) = (Some(Duration::ZERO), true)).is_empty());
+        assert_eq!(told(|known| known.file.as_mut().unwrap().mode = 0o100_642), ["configuration-modes"]);
+        let open =
+            |secret| told(move |known| known.file = Some(FileSeen { path: "/w".into(), mode: 0o100_644, secret }));
+        assert_eq!((open(true).len(), open(false).len()), (1, 0));
+    }
+}
