@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 
-use std::process::Command;
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    process::Command,
+};
 
 use serde_json::Value;
 use walden_testkit::{
@@ -108,6 +112,35 @@ fn an_archive_command_that_fails_is_found_out_before_the_time_is_up() {
 }
 
 #[test]
+fn what_will_not_help_on_the_day_of_need_is_told_before() {
+    let p = Protected::new(any(), Place::Directory, sound);
+    let goals = [("WALDEN_GOALS_RPO", "10s"), ("WALDEN_GOALS_BACKUP_AGE", "1ms"), ("WALDEN_KEEP_DAILY", "7")];
+    let configuration = p.config.clone();
+    let text = fs::read_to_string(&configuration).unwrap();
+    fs::write(&configuration, text.replacen("connection = \"", "connection = \"password=hidden ", 1)).unwrap();
+    fs::set_permissions(&configuration, Permissions::from_mode(0o644)).unwrap();
+    let _ = p.backup();
+    let told = check(&p, &goals, 0);
+    expect(&told, "recent-backup", "warn", &["old, more than 1 ms", "walden backup"]);
+    expect(&told, "tried-restore", "warn", &["no restore", "--clone"]);
+    expect(&told, "loss", "warn", &["10 s", "archive_timeout lets a segment wait", "walden wal receive"]);
+    expect(&told, "no-window", "warn", &["window ="]);
+    expect(&told, "configuration-modes", "warn", &["a password stands in it", "chmod 640"]);
+    // The same for whoever looks every minute: what is grave needs a person, the rest is advice.
+    let mut status: Command = p.command(["status", "--json"]);
+    let ran = run(status.envs(goals));
+    ran.expect_code(1);
+    let status = &report(&ran)["clusters"][0];
+    let count = |list: &str| status[list].as_array().unwrap().len();
+    assert_eq!((count("concerns"), count("advice")), (3, 2), "{status:#}");
+    assert!(!ran.stdout.contains("hidden"), "{ran}");
+    fs::set_permissions(&configuration, Permissions::from_mode(0o640)).unwrap();
+    p.restored("latest", "copy", &["--clone"]);
+    let well = check(&p, &[], 0);
+    assert_eq!(well["verdict"], "ok", "{well:#}");
+}
+
+#[test]
 fn another_repository_than_the_servers_is_noticed() {
     let p = Protected::new(any(), Place::Directory, sound);
     // Nothing is there at all; something is there, but no repository; a repository that knows another cluster.
@@ -177,7 +210,7 @@ fn a_role_without_rights_is_told_what_to_grant() {
 fn a_standby_is_told_to_ask_the_primary() {
     let mut p = Protected::new(any(), Place::Directory, sound);
     p.cluster.stop(walden_testkit::postgres::Stop::Fast);
-    std::fs::write(p.cluster.pgdata().join("standby.signal"), "").unwrap();
+    fs::write(p.cluster.pgdata().join("standby.signal"), "").unwrap();
     p.cluster.start();
     expect(&check(&p, &[], 1), "recovery", "fail", &["primary"]);
 }
@@ -192,7 +225,7 @@ fn a_store_that_ignores_conditions_is_refused_unless_it_was_accepted_by_name() {
     let refused = p.walden(["init"]);
     refused.expect_code(4);
     assert!(refused.stderr.contains("check-then-put"), "{refused}");
-    let config = std::fs::read_to_string(&p.config).unwrap();
+    let config = fs::read_to_string(&p.config).unwrap();
     p.scene.write("walden.toml", config.replace("path_style", "conditional_writes = \"check-then-put\"\npath_style"));
     let accepted = p.walden(["init"]);
     accepted.expect_code(0);
@@ -209,9 +242,9 @@ fn a_store_that_ignores_conditions_is_refused_unless_it_was_accepted_by_name() {
     let object = || server.keys().into_iter().find(|key| key.ends_with(&name)).and_then(|key| server.object(&key));
     let before = object().unwrap().bytes;
     let file = p.cluster.pgdata().join("pg_wal").join(&name);
-    let mut bytes = std::fs::read(&file).unwrap();
+    let mut bytes = fs::read(&file).unwrap();
     bytes[4000] ^= 1;
-    std::fs::write(&file, &bytes).unwrap();
+    fs::write(&file, &bytes).unwrap();
     p.walden(["wal", "push", file.to_str().unwrap()]).expect_code(4);
     assert_eq!(object().unwrap().bytes, before);
     // PostgreSQL tells the failed command in its log, keys and all; it is not repeated here.

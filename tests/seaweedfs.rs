@@ -16,7 +16,8 @@ fn what_was_archived_and_backed_up_comes_back() {
         b.setting("fsync", "on").setting("archive_timeout", "60s")
     });
     let check: serde_json::Value = serde_json::from_str(p.walden(["check", "--json"]).ok()).unwrap();
-    assert_eq!(check["verdict"], "ok", "{check:#}");
+    let other: Vec<_> = check["checks"].as_array().unwrap().iter().filter(|line| line["verdict"] != "ok").collect();
+    assert!(matches!(other[..], [bucket] if bucket["name"] == "bucket"), "{other:#?}");
     // Enough for an upload of several parts, and not to be compressed away.
     p.cluster.psql("create table t as select n, sha512(n::text::bytea) as hash from generate_series(1, 200000) as n");
     let id = p.backup();

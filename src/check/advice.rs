@@ -7,6 +7,7 @@ use crate::{
     config::{self, RepositoryConfig},
     error::Result,
     human,
+    interrupt::Interrupter,
     plan::{
         Watch,
         window::{Depth, Timelines},
@@ -32,7 +33,7 @@ pub(super) async fn look(
     let now = around.clock.now();
     let (mut timelines, mut restored) = (None, None);
     if let Some(system) = system {
-        timelines = windows(request, system).await.ok();
+        timelines = windows(request, system, around).await.ok();
         restored = look::restored(system).await;
     }
     let slots = match server {
@@ -41,6 +42,7 @@ pub(super) async fn look(
     };
     let known = Known {
         goals: &request.config.goals,
+        keep: &request.config.keep,
         system: timelines.as_ref(),
         restored,
         archive_timeout: server.filter(|s| !s.facts.in_recovery).map(|s| s.asked.archive_timeout),
@@ -59,8 +61,9 @@ pub(super) async fn look(
     }
 }
 
-async fn windows(request: &Request<'_>, system: &System) -> Result<Timelines> {
-    look::timelines(system, Depth::Ends, request.cluster, &Watch::default()).await
+async fn windows(request: &Request<'_>, system: &System, around: &Surroundings) -> Result<Timelines> {
+    let watch = Watch { progress: around.progress.clone(), interrupt: Interrupter::new().listen() };
+    look::timelines(system, Depth::Ends, request.cluster, &watch).await
 }
 
 /// What a bucket tells of itself; one that does not, or not to these credentials, is passed over.
@@ -126,7 +129,7 @@ mod tests {
 
     #[test]
     fn clocks_apart_are_told() {
-        let at = |second| DateTime::<Utc>::UNIX_EPOCH + TimeDelta::seconds(1_800_000_000 + second);
+        let at = |second: i64| DateTime::<Utc>::UNIX_EPOCH + TimeDelta::seconds(1_800_000_000 + second);
         let told = |theirs| {
             let guards = Guards { time: Some(at(theirs)), ..Guards::default() };
             clock(&guards, at(0), at(2)).map(|line| line.text)

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    AgentConfig, ArchiveConfig, BackupConfig, ClusterConfig, Config, Connection, GoalsConfig, KeepConfig, Levels, Origin,
-    ReceiveConfig, RepositoryConfig, RepositoryUrl, RestoreConfig, Setting, Value, WaitFor,
+    AgentConfig, ArchiveConfig, BackupConfig, ClusterConfig, Config, Connection, GoalsConfig, KeepConfig, Levels,
+    Origin, ReceiveConfig, RepositoryConfig, RepositoryUrl, RestoreConfig, Setting, Value, WaitFor,
     environment::{self, Known},
     file,
     keys::{self, Fallback, KEYS, Key},

@@ -225,6 +225,14 @@ pub struct KeepConfig {
     pub zone: chrono_tz::Tz,
 }
 
+impl KeepConfig {
+    /// Whether it names backups to keep.
+    #[must_use]
+    pub fn has_rules(&self) -> bool {
+        [self.last, self.daily, self.weekly, self.monthly, self.yearly] != [0; 5]
+    }
+}
+
 /// `[goals]`: what the owner wants. Nothing is done by it; `status` and `check` measure against it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GoalsConfig {

@@ -175,7 +175,7 @@ fn every_key_changes_the_configuration() {
     let typed = |more: Option<(&str, &str)>| {
         let config = config("", &[always.as_slice(), more.as_slice()].concat()).unwrap();
         format!(
-            "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+            "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
             config.keep,
             config.archive,
             config.agent,

@@ -8,7 +8,11 @@ use std::{path::PathBuf, time::Duration};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::{config::GoalsConfig, human, plan::window::Timelines};
+use crate::{
+    config::{GoalsConfig, KeepConfig},
+    human,
+    plan::window::Timelines,
+};
 
 /// Something to do before the day of need.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -28,6 +32,8 @@ pub struct Advice {
 pub struct Known<'a> {
     /// What the owner wants.
     pub goals: &'a GoalsConfig,
+    /// What is to be kept.
+    pub keep: &'a KeepConfig,
     /// The newest system in the repository.
     pub system: Option<&'a Timelines>,
     /// When a restore was done last, of those that are on record.
@@ -57,7 +63,7 @@ pub struct FileSeen {
 type Rule = fn(&Known<'_>) -> Option<Advice>;
 
 /// The rules, in the order in which they are told.
-const RULES: &[Rule] = &[recent_backup, tried_restore, loss, modes];
+const RULES: &[Rule] = &[recent_backup, tried_restore, loss, no_window, no_rules, modes];
 
 /// Everything that is to be said.
 #[must_use]
@@ -123,6 +129,37 @@ fn loss(known: &Known<'_>) -> Option<Advice> {
     })
 }
 
+fn no_window(known: &Known<'_>) -> Option<Advice> {
+    let rules = known.keep.has_rules() && known.keep.window.is_none();
+    rules.then(|| Advice {
+        name: "no-window",
+        what: "[keep] has rules and no window: walden expire leaves of older backups nothing but the instant of each"
+            .into(),
+        mend: "say for how long every instant is to stay recoverable, such as: window = \"14 d\" under [keep]".into(),
+        grave: false,
+    })
+}
+
+/// After so long whoever has no rules has most likely forgotten them.
+const UNRULED: Duration = Duration::from_secs(90 * 86_400);
+
+fn no_rules(known: &Known<'_>) -> Option<Advice> {
+    let oldest = known.system?.backups().iter().map(|backup| backup.stopped).min()?;
+    let age = known.since(oldest);
+    let forgotten = !known.keep.has_rules() && known.keep.window.is_none() && age > UNRULED;
+    forgotten.then(|| Advice {
+        name: "no-rules",
+        what: format!(
+            "[keep] has no rules, and the oldest backup is {} old: nothing is ever removed",
+            human::duration(age)
+        ),
+        mend:
+            "say what is to be kept under [keep], look at walden expire --dry-run, and put walden expire on a schedule"
+                .into(),
+        grave: false,
+    })
+}
+
 fn modes(known: &Known<'_>) -> Option<Advice> {
     const OTHERS_READ: u32 = 0o004;
     const OTHERS_WRITE: u32 = 0o002;
@@ -155,10 +192,20 @@ mod tests {
         GoalsConfig { rpo: Some(Duration::from_secs(60)), backup_age: 8 * DAY, restore_age: 100 * DAY }
     }
 
+    fn keep(daily: u32, window: Option<Duration>) -> KeepConfig {
+        let (last, weekly, monthly, yearly) = (0, 0, 0, 0);
+        KeepConfig { last, daily, weekly, monthly, yearly, window, zone: chrono_tz::Tz::UTC }
+    }
+
     fn told(change: impl FnOnce(&mut Known<'_>)) -> Vec<&'static str> {
+        told_with(&keep(0, None), change)
+    }
+
+    fn told_with(keep: &KeepConfig, change: impl FnOnce(&mut Known<'_>)) -> Vec<&'static str> {
         let (goals, systems) = (goals(), trees::single());
         let mut known = Known {
             goals: &goals,
+            keep,
             system: systems.last(),
             restored: Some(Some(at("20 10:00"))),
             archive_timeout: Some(Duration::from_secs(60)),
@@ -184,7 +231,9 @@ mod tests {
     fn each_rule_says_its_own() {
         let later = |days: i64| move |known: &mut Known<'_>| known.now += chrono::TimeDelta::try_days(days).unwrap();
         assert_eq!(told(later(9)), ["recent-backup"]);
-        assert_eq!(told(later(101)), ["recent-backup", "tried-restore"]);
+        assert_eq!(told(later(101)), ["recent-backup", "tried-restore", "no-rules"]);
+        assert_eq!(told_with(&keep(7, None), |_| {}), ["no-window"]);
+        assert!(told_with(&keep(7, Some(14 * DAY)), |_| {}).is_empty());
         assert_eq!(told(|known| known.restored = Some(None)), ["tried-restore"]);
         for timeout in [0, 61] {
             assert_eq!(told(|known| known.archive_timeout = Some(Duration::from_secs(timeout))), ["loss"]);

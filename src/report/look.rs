@@ -56,6 +56,7 @@ pub async fn status(
     };
     let advice = doctor::judge(&Known {
         goals: &config.goals,
+        keep: &config.keep,
         system: systems.last(),
         restored,
         archive_timeout: server.as_ref().ok().filter(|server| !server.in_recovery).map(|server| server.archive_timeout),

@@ -30,7 +30,6 @@ use aws_sdk_s3::{
 use bytes::Bytes;
 
 use self::write::Condition;
-pub use self::{client::Keys, upload::settle};
 pub use self::{client::Keys, guards::Guards, upload::settle};
 use super::{
     Answer, Download, Key, Listed, Put, Store, Tag, Upload,

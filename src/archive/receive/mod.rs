@@ -99,7 +99,7 @@ impl Receiving {
             incarnation: cluster.incarnation,
             conninfo: conninfo.named(&receive.application_name),
             application_name: receive.application_name.clone(),
-            slot: slot::slot_name(receive.slot.as_deref(), &cluster.name)?,
+            slot: slot_name(receive.slot.as_deref(), &cluster.name)?,
             flush_interval: receive.flush_interval,
             flushed_when: if receive.flushed_when_spooled { FlushedWhen::Spooled } else { FlushedWhen::Stored },
             spool_limit: receive.spool_limit,
