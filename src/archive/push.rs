@@ -1,6 +1,7 @@
 //! Push: a file of `pg_wal` into the archive. It answers only when the file is durable in the repository.
 
 use std::{
+    fmt::Display,
     fs::File,
     io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
@@ -17,7 +18,7 @@ use crate::{
     postgres::{ControlFile, Lsn, TimelineHistory, TimelineId, WalFile},
     repository::{
         ClusterName, FORMAT, Horizons, Incarnation, System, SystemFolder, horizons, join,
-        wal_object::{self, WalHead},
+        wal_object::{self, Digest, WalHead},
     },
     seal::{self, Blake3, FrameTeam},
     store::{Key, Put, Store, bridge},
@@ -132,7 +133,7 @@ pub(super) async fn store_sealed(
     let (put, stored) = sealed.put(&*system.store, &key, request).await?;
     let already = put == Put::Exists;
     if already {
-        same_content(&*system.store, &key, &sealed.head).await?;
+        same_content(&*system.store, &key, file, &Digest::from(&sealed.head)).await?;
     }
     Ok(Pushed { file, stored, already })
 }
@@ -149,12 +150,17 @@ impl Stored<'_> {
     pub(super) async fn put(&self, first: &System, mirror: &Opened, already: bool) -> Result<()> {
         let to = &*mirror.store;
         if let Some((sealed, request)) = self.sealed.filter(|_| !already) {
-            let (put, _) = sealed.put(to, &self.key, request).await?;
-            return if put == Put::Exists { same_content(to, &self.key, &sealed.head).await } else { Ok(()) };
+            return match sealed.put(to, &self.key, request).await? {
+                (Put::Created, _) => Ok(()),
+                (Put::Exists, _) => same_content(to, &self.key, sealed.head.name, &Digest::from(&sealed.head)).await,
+            };
         }
         match mirror.bring(&*first.store, &self.key).await? {
             Put::Created => Ok(()),
-            Put::Exists => same_content(to, &self.key, &wal_object::read_head(&*first.store, &self.key).await?).await,
+            Put::Exists => {
+                let ours = wal_object::digest(&*first.store, &self.key).await?;
+                same_content(to, &self.key, &self.key, &ours).await
+            }
         }
     }
 }
@@ -444,18 +450,19 @@ async fn prove_ancestry(system: &System, file: WalFile, sealed: &Sealed, request
 }
 
 /// An object of that name was there before: a success only if it holds the same file, whole.
-async fn same_content(store: &dyn Store, key: &Key, ours: &WalHead) -> Result<()> {
-    let theirs = wal_object::read_head(store, key).await?;
+async fn same_content(store: &dyn Store, key: &Key, name: impl Display, ours: &Digest) -> Result<()> {
+    let theirs = wal_object::digest(store, key).await?;
     if (theirs.blake3, theirs.size) == (ours.blake3, ours.size) {
         return Ok(());
     }
+    let told = |digest: &Digest| {
+        let system = digest.system.map_or(String::new(), |system| format!(" of system {system}"));
+        format!("BLAKE3 {}{system}", digest.blake3.short())
+    };
     Err(Error::refused(format!(
-        "{} is in the repository already with other content: there BLAKE3 {} of system {}, here BLAKE3 {} of system {}",
-        ours.name,
-        theirs.blake3.short(),
-        theirs.system.map_or("unknown".into(), |s| s.to_string()),
-        ours.blake3.short(),
-        ours.system.map_or("unknown".into(), |s| s.to_string()),
+        "{name} is in the repository already with other content: there {}, here {}",
+        told(&theirs),
+        told(ours)
     ))
     .hint(
         "two servers write the same WAL: one of them is a copy of the other, or was rolled back; nothing was overwritten. \

@@ -129,6 +129,20 @@ pub static KEYS: &[Key] = &[
     ),
     key("cluster", "pgdata", Kind::Path, Nothing, "The data directory."),
     key(
+        "encryption",
+        "recipients",
+        Kind::Recipients,
+        Nothing,
+        "To whom everything that holds data is encrypted: the recipients (`age1...`) of one or several identities, each of which alone can read it. A host that backs up needs no identity. Without this, nothing is encrypted; what is stored already stays as it is.",
+    ),
+    key(
+        "encryption",
+        "identity_file",
+        Kind::Path,
+        Nothing,
+        "The file with the identity (`AGE-SECRET-KEY-1...`) that reads what is encrypted, as `age-keygen` writes it. Nobody but its owner may be able to read it; where it is root's, its group may, too. It is read only when it is needed.",
+    ),
+    key(
         "cluster",
         "connection",
         Kind::Connection,
@@ -427,7 +441,7 @@ pub static KEYS: &[Key] = &[
 ];
 
 /// Tables that belong to a later version. They are refused rather than ignored: whoever wrote them counts on them.
-pub const LATER: [&str; 3] = ["encryption", "schedule", "notify"];
+pub const LATER: [&str; 2] = ["schedule", "notify"];
 
 /// The tables there are, in order.
 pub fn tables() -> impl Iterator<Item = &'static str> {
@@ -478,7 +492,18 @@ mod tests {
     fn tables_come_once_each() {
         assert_eq!(
             tables().collect::<Vec<_>>(),
-            ["repository", "cluster", "archive", "agent", "receive", "backup", "restore", "keep", "goals"]
+            [
+                "repository",
+                "encryption",
+                "cluster",
+                "archive",
+                "agent",
+                "receive",
+                "backup",
+                "restore",
+                "keep",
+                "goals"
+            ]
         );
     }
 }

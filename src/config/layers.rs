@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    AgentConfig, ArchiveConfig, BackupConfig, ClusterConfig, Config, Connection, GoalsConfig, KeepConfig, Levels,
-    Origin, ReceiveConfig, RepositoryConfig, RepositoryUrl, RestoreConfig, Setting, Value, WaitFor,
+    AgentConfig, ArchiveConfig, BackupConfig, ClusterConfig, Config, Connection, EncryptionConfig, GoalsConfig,
+    KeepConfig, Levels, Origin, ReceiveConfig, RepositoryConfig, RepositoryUrl, RestoreConfig, Setting, Value, WaitFor,
     environment::{self, Known},
     file,
     keys::{self, Fallback, KEYS, Key},
@@ -19,6 +19,7 @@ use crate::{
     error::{Error, Result},
     pace::InputOutput,
     repository::RepositoryName,
+    seal::age::Recipients,
 };
 
 /// Values as they are laid over one another, the later above the earlier.
@@ -118,6 +119,7 @@ impl Layers {
         let (receive, backup, restore) = (self.of("receive"), self.of("backup"), self.of("restore"));
         Config {
             file,
+            encryption: self.encryption(),
             repository: repository.repository(),
             archive: ArchiveConfig {
                 compression: archive.levels("compression"),
@@ -163,6 +165,15 @@ impl Layers {
             mirrors: self.known.repositories.iter().filter_map(|name| self.mirror(name)).collect(),
             clusters: self.known.clusters.iter().filter_map(|name| self.cluster(name)).collect(),
             settings,
+        }
+    }
+
+    fn encryption(&self) -> EncryptionConfig {
+        let encryption = self.of("encryption");
+        EncryptionConfig {
+            // Each was read when the value was.
+            recipients: Recipients::parse(&encryption.list("recipients")).unwrap_or_default(),
+            identity_file: encryption.text("identity_file").map(PathBuf::from),
         }
     }
 
@@ -331,6 +342,7 @@ impl Table<'_> {
             connect_timeout: self.time("connect_timeout"),
             request_timeout: self.time("request_timeout"),
             deadline: self.time("deadline"),
+            encryption: self.layers.encryption(),
         })
     }
 }

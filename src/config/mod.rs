@@ -39,6 +39,7 @@ use crate::{
     error::{Error, Result},
     pace::InputOutput,
     repository::{ClusterName, RepositoryName},
+    seal::age::Recipients,
 };
 
 /// The whole configuration.
@@ -46,6 +47,8 @@ use crate::{
 pub struct Config {
     /// The file that was read, by its absolute path.
     pub file: Option<PathBuf>,
+    /// `[encryption]`.
+    pub encryption: EncryptionConfig,
     /// `[archive]`.
     pub archive: ArchiveConfig,
     /// `[agent]`.
@@ -95,6 +98,17 @@ pub struct RepositoryConfig {
     pub request_timeout: Duration,
     /// How long one request is tried again.
     pub deadline: Duration,
+    /// `[encryption]`, which holds for every repository.
+    pub encryption: EncryptionConfig,
+}
+
+/// `[encryption]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EncryptionConfig {
+    /// To whom what is stored is encrypted. Without any it is not.
+    pub recipients: Recipients,
+    /// The file with the identity that opens it.
+    pub identity_file: Option<PathBuf>,
 }
 
 /// `[cluster.NAME]`.

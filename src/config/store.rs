@@ -6,28 +6,39 @@ use super::{RepositoryConfig, RepositoryUrl};
 use crate::{
     clock::Random,
     error::Result,
+    repository::SEALING,
     store::{
         Store,
         check_then_put::CheckThenPut,
         dir::DirStore,
         retry::Patience,
         s3::{Encryption, Guards, S3Options, S3Store},
+        sealed::{Keys, Sealed},
     },
 };
 
 /// The store that must be there already.
 pub async fn open_store(repository: &RepositoryConfig, random: Arc<Random>) -> Result<Arc<dyn Store>> {
-    match &repository.url {
+    let store: Arc<dyn Store> = match &repository.url {
         RepositoryUrl::S3 { bucket, prefix } if repository.check_then_put => {
             let options = S3Options { conditional_writes: false, ..s3(repository, bucket, prefix) };
             let store = S3Store::open(options, random).await?;
-            Ok(Arc::new(CheckThenPut::new(Arc::new(store))))
+            Arc::new(CheckThenPut::new(Arc::new(store)))
         }
-        _ => open_conditional_store(repository, random).await,
-    }
+        _ => open_conditional_store(repository, random).await?,
+    };
+    Ok(sealed(store, repository))
+}
+
+/// That store, with what is configured of encryption above it. Without any, it still tells what is encrypted.
+fn sealed(store: Arc<dyn Store>, repository: &RepositoryConfig) -> Arc<dyn Store> {
+    let encryption = &repository.encryption;
+    let keys = Keys::new(encryption.recipients.clone(), encryption.identity_file.clone());
+    Arc::new(Sealed::new(store, SEALING, keys))
 }
 
 /// The same, asked for put-if-absent even where the configuration does without: to find out whether it honours that.
+/// Nothing is encrypted or opened here.
 pub async fn open_conditional_store(repository: &RepositoryConfig, random: Arc<Random>) -> Result<Arc<dyn Store>> {
     Ok(match &repository.url {
         RepositoryUrl::File(path) => Arc::new(DirStore::open(path.clone(), random)?),
@@ -38,7 +49,7 @@ pub async fn open_conditional_store(repository: &RepositoryConfig, random: Arc<R
 /// The store for a repository that is to be made: a missing directory is made, a missing bucket is not.
 pub async fn create_store(repository: &RepositoryConfig, random: Arc<Random>) -> Result<Arc<dyn Store>> {
     match &repository.url {
-        RepositoryUrl::File(path) => Ok(Arc::new(DirStore::create(path.clone(), random)?)),
+        RepositoryUrl::File(path) => Ok(sealed(Arc::new(DirStore::create(path.clone(), random)?), repository)),
         RepositoryUrl::S3 { .. } => open_store(repository, random).await,
     }
 }

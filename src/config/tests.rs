@@ -192,6 +192,7 @@ fn every_key_changes_the_configuration() {
         let number;
         let sample = match key.kind {
             value::Kind::Paths => "/sample",
+            value::Kind::Recipients => "age1t7rxyev2z3rw82stdlrrepyc39nvn86l5078zqkf5uasdy86jp6svpy7pa",
             value::Kind::Text | value::Kind::List | value::Kind::Connection => "sample",
             value::Kind::Url => "file:///other",
             value::Kind::Endpoint => "http://localhost:9000",

@@ -3,7 +3,10 @@
 use std::{fmt, net::SocketAddr, time::Duration};
 
 use super::{connection::Connection, url::RepositoryUrl};
-use crate::human;
+use crate::{
+    human,
+    seal::age::{RECIPIENTS, Recipients},
+};
 
 /// What a key takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub enum Kind {
     List,
     /// Several absolute paths.
     Paths,
+    /// Recipients of age.
+    Recipients,
 }
 
 /// What was written, before it is known to make sense.
@@ -123,6 +128,9 @@ impl Kind {
             }
             Self::List => "a list of texts like [\"a\", \"b\"]".into(),
             Self::Paths => "a list of absolute paths like [\"/a\", \"/b\"]".into(),
+            Self::Recipients => format!(
+                "a list of up to {RECIPIENTS} recipients like [\"age1...\"], which age-keygen or walden keys generate makes"
+            ),
         }
     }
 
@@ -148,6 +156,10 @@ impl Kind {
                     Some(item) => Err(format!("\"{item}\" is not an absolute path")),
                     None => Ok(Value::List(items)),
                 },
+                other => Ok(other),
+            },
+            (Self::Recipients, raw) => match Self::List.read(raw)? {
+                Value::List(items) => Recipients::parse(&items).map(|_| Value::List(items)),
                 other => Ok(other),
             },
             (Self::Switch | Self::Whole(..) | Self::List, other) => Err(format!("it is {}", other.name())),
@@ -276,6 +288,8 @@ mod tests {
             (Kind::Paths, text("/a")),
             (Kind::Paths, Raw::List(vec!["/a".into(), "etc".into()])),
             (Kind::List, Raw::List(vec![String::new()])),
+            (Kind::Recipients, text("age1x")),
+            (Kind::Recipients, Raw::List(vec!["age1hush".into(), "AGE-SECRET-KEY-1HUSH".into()])),
         ] {
             let told = kind.read(raw.clone()).expect_err("a mistake");
             assert!(!told.contains("hush"), "{kind:?} {raw:?}");

@@ -131,7 +131,7 @@ const SLACK: u64 = 512;
 async fn history(first: &System, mirror: &dyn Store, timeline: TimelineId) -> Result<Option<Listed>> {
     let key = first.folder.history(timeline)?;
     let length = async |store: &dyn Store| match store.get(&key, Some(0..0)).await {
-        Ok(download) => Ok(Some(download.length)),
+        Ok(download) => Ok(Some(download.listed)),
         Err(error) if error.kind() == crate::error::Kind::NotFound => Ok(None),
         Err(error) => Err(error),
     };

@@ -9,7 +9,10 @@ use tokio::{runtime::Handle, sync::mpsc, task::JoinHandle};
 use crate::{
     error::{Error, Kind, Result},
     repository::{join, wal_object},
-    seal::{Blake3, HashReader},
+    seal::{
+        Blake3, HashReader,
+        age::{self, Outside},
+    },
     store::{Answer, Body, Download, Key, Listed, Put, Store, Upload, bridge::BodyReader},
 };
 
@@ -44,27 +47,48 @@ impl Proof {
 /// Copies the object as it was listed. `NotFound` when it is not there any more.
 pub async fn copy(from: &dyn Store, to: &dyn Store, listed: &Listed, proof: Proof) -> Result<Put> {
     let key = &listed.key;
-    let mut download = from.get(key, None).await?;
-    if download.length != listed.length {
-        return Err(changed(key, listed.length, download.length));
+    let (their, our) = (from.as_stored(), to.as_stored());
+    let (raw, to) = (their.as_deref().unwrap_or(from), our.as_deref().unwrap_or(to));
+    let mut download = raw.get(key, None).await?;
+    if download.listed != listed.length {
+        return Err(changed(key, listed.length, download.listed));
     }
     let mut sink = match listed.length <= HELD {
         true => Sink::Held(BytesMut::with_capacity(usize::try_from(listed.length).unwrap_or(0))),
         false => Sink::Upload(to.upload(key).await?),
     };
-    let mut prover = Prover::start(proof, key, listed.length);
-    while let Some(chunk) = download.body.chunk().await? {
-        prover.feed(chunk.clone()).await;
+    let mut next = front(&mut *download.body).await?;
+    let mut prover = match next.as_ref().is_some_and(|front| age::is_age(front)) {
+        true => Prover::Outside(Box::default()),
+        false => Prover::start(proof, key, download.length),
+    };
+    while let Some(chunk) = next {
+        prover.feed(chunk.clone()).await?;
         match &mut sink {
             Sink::Held(held) => held.extend_from_slice(&chunk),
             Sink::Upload(upload) => upload.write(chunk).await?,
         }
+        next = download.body.chunk().await?;
     }
     prover.end().await.map_err(|e| e.context(format_args!("{key} in {}", from.url())))?;
     match sink {
         Sink::Held(held) => to.put(key, held.freeze()).await,
         Sink::Upload(upload) => upload.finish().await,
     }
+}
+
+/// The first chunk, at least so long that it tells whether the object is sealed.
+async fn front(body: &mut dyn Body) -> Result<Option<Bytes>> {
+    let mut front = BytesMut::new();
+    while front.len() < age::MAGIC.len() {
+        match body.chunk().await? {
+            // Mostly the first chunk is long enough.
+            Some(chunk) if front.is_empty() && chunk.len() >= age::MAGIC.len() => return Ok(Some(chunk)),
+            Some(chunk) => front.extend_from_slice(&chunk),
+            None => break,
+        }
+    }
+    Ok((!front.is_empty()).then(|| front.freeze()))
 }
 
 fn changed(key: &Key, was: u64, is: u64) -> Error {
@@ -79,7 +103,13 @@ enum Sink {
 /// Judges bytes as they come.
 enum Prover {
     Thread(mpsc::Sender<Bytes>, JoinHandle<Result<()>>),
-    Hash { hasher: Box<blake3::Hasher>, left: u64, expected: Blake3 },
+    Hash {
+        hasher: Box<blake3::Hasher>,
+        left: u64,
+        expected: Blake3,
+    },
+    /// Of a sealed object, which whoever copies it need not be able to open.
+    Outside(Box<Outside>),
     Nothing,
 }
 
@@ -91,7 +121,7 @@ impl Prover {
         match proof {
             Proof::Length => Self::Nothing,
             Proof::Bytes(expected, of) => Self::Hash { hasher: Box::default(), left: of, expected },
-            Proof::Wal => Self::Thread(send, tokio::spawn(prove_wal(key, Download { length, body }))),
+            Proof::Wal => Self::Thread(send, tokio::spawn(prove_wal(key, Download { length, listed: length, body }))),
             Proof::Content(expected) => {
                 let body = BodyReader::new(body, Handle::current());
                 Self::Thread(send, tokio::task::spawn_blocking(move || prove_content(body, expected)))
@@ -99,7 +129,7 @@ impl Prover {
         }
     }
 
-    async fn feed(&mut self, bytes: Bytes) {
+    async fn feed(&mut self, bytes: Bytes) -> Result<()> {
         match self {
             // Whoever does not listen any more has found something, and tells it at the end.
             Self::Thread(send, _) => _ = send.send(bytes).await,
@@ -108,8 +138,10 @@ impl Prover {
                 hasher.update(&bytes[..count]);
                 *left -= count as u64;
             }
+            Self::Outside(outside) => outside.feed(&bytes)?,
             Self::Nothing => {}
         }
+        Ok(())
     }
 
     async fn end(self) -> Result<()> {
@@ -120,6 +152,7 @@ impl Prover {
             }
             Self::Hash { hasher, left: 0, expected } if Blake3::from(&*hasher) == expected => Ok(()),
             Self::Hash { .. } => Err(Error::damaged("it does not have the hash that a manifest tells")),
+            Self::Outside(outside) => outside.finish().map(drop),
             Self::Nothing => Ok(()),
         }
     }

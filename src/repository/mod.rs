@@ -26,6 +26,7 @@ mod pins;
 mod references;
 mod rolling;
 pub mod rollup;
+mod sealing;
 pub mod summaries;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -62,6 +63,7 @@ pub use part_index::{LayerBlocks, PartIndex};
 pub use pins::Pin;
 pub use references::{Needed as NeededParts, NeededPart, PartName, PartUse, References, Stock, Total, Unneeded};
 pub use rolling::RolledUp;
+pub use sealing::SEALING;
 
 use crate::{
     clock::{Clock, Random},

@@ -22,7 +22,7 @@ use super::{System, documents::FORMAT, join, layout};
 use crate::{
     error::{Error, Result},
     postgres::{SegmentName, SystemId, Version},
-    seal::{self, Blake3, FrameWriter},
+    seal::{self, Blake3, FrameWriter, age::Declared},
     store::{self, Key, Put},
     wal::{SegmentHeader, page::LONG_HEADER},
 };
@@ -109,13 +109,16 @@ impl System {
         if self.store.put(&key, object.into()).await? == Put::Created {
             return Ok(StoredPiece { length, already: false });
         }
-        let (theirs, length) = self.piece_head(segment, from, to, &key).await?;
-        if theirs.blake3 == blake3 {
+        let (theirs, length) = match self.store.declared(&key).await? {
+            Some(Declared { blake3: Some(theirs), .. }) => (theirs, length),
+            _ => self.piece_head(segment, from, to, &key).await.map(|(head, length)| (head.blake3, length))?,
+        };
+        if theirs == blake3 {
             return Ok(StoredPiece { length, already: true });
         }
         Err(Error::refused(format!(
             "{key} is in the repository already with other content: there BLAKE3 {}, here BLAKE3 {}",
-            theirs.blake3.short(),
+            theirs.short(),
             blake3.short()
         ))
         .hint(

@@ -14,7 +14,7 @@ use super::{documents::FORMAT, join, unheaded::Unheaded};
 use crate::{
     error::{Error, Result},
     postgres::{Lsn, SystemId, TimelineId, Version, WalFile},
-    seal::{self, Blake3, HEAD_LIMIT, Head},
+    seal::{self, Blake3, HEAD_LIMIT, Head, age::Declared},
     store::{self, Download, Key, Store, bridge},
     wal::{List, Summary, summary::SUMMARY_FORMAT},
 };
@@ -76,7 +76,7 @@ impl WalHead {
 pub struct WalObject {
     /// The head; `None` where it is lost or cannot be read, and the content must prove itself.
     pub head: Option<WalHead>,
-    /// The length of the object in bytes.
+    /// The length of the object in bytes, as a listing tells it.
     pub length: u64,
     /// Bytes of its frames.
     compressed: u64,
@@ -96,7 +96,32 @@ pub async fn read_head(store: &dyn Store, key: &Key) -> Result<WalHead> {
     read_head_and_length(store, key).await.map(|(head, _)| head)
 }
 
-/// The same, and the length of the object in bytes.
+/// What an object holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Digest {
+    /// BLAKE3 of the file.
+    pub blake3: Blake3,
+    /// Its length in bytes.
+    pub size: u64,
+    /// The system it belongs to, as far as that is known.
+    pub system: Option<SystemId>,
+}
+
+impl From<&WalHead> for Digest {
+    fn from(head: &WalHead) -> Self {
+        Self { blake3: head.blake3, size: head.size, system: head.system }
+    }
+}
+
+/// What the object holds: of a sealed one by what it declares, so that no identity is needed.
+pub async fn digest(store: &dyn Store, key: &Key) -> Result<Digest> {
+    match store.declared(key).await? {
+        Some(Declared { blake3: Some(blake3), size: Some(size), .. }) => Ok(Digest { blake3, size, system: None }),
+        _ => read_head(store, key).await.map(|head| Digest::from(&head)),
+    }
+}
+
+/// The same as [`read_head`], and the length of the object in bytes as a listing tells it.
 pub(super) async fn read_head_and_length(store: &dyn Store, key: &Key) -> Result<(WalHead, u64)> {
     loop {
         match read_this_head(store, key).await {
@@ -113,7 +138,7 @@ async fn read_this_head(store: &dyn Store, key: &Key) -> Result<(WalHead, u64)> 
         front.extend_from_slice(&chunk);
     }
     match parse(key, &front, download.length)? {
-        (Some(head), _) => Ok((head, download.length)),
+        (Some(head), _) => Ok((head, download.listed)),
         (None, _) => {
             let object = open(store, key).await?;
             let length = object.length;
@@ -188,7 +213,7 @@ pub async fn of(mut download: Download, key: &Key) -> Result<WalObject> {
     }
     let rest = io::Cursor::new(front.split_off(end)).chain(bridge::BodyReader::new(download.body, Handle::current()));
     let decoder = zstd::Decoder::new(rest).map_err(|e| Error::internal("start the zstd decoder").source(e))?;
-    let (length, compressed) = (download.length, download.length - end as u64);
+    let (length, compressed) = (download.listed, download.length - end as u64);
     Ok(WalObject { head, length, compressed, content: Box::new(decoder), key: key.clone() })
 }
 

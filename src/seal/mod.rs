@@ -4,6 +4,7 @@
 //! content, each with its checksum, so that a reader can start at any of them. A *head* is a skippable frame in
 //! front that holds JSON; a *seek table* is a skippable frame at the end in zstd's published seekable format.
 
+pub mod age;
 mod blocks;
 mod frame;
 mod hash;

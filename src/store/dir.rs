@@ -250,7 +250,7 @@ impl Root {
         // Advice that a file system does not take changes nothing.
         let _ = fadvise(&file, 0, None, Advice::Sequential);
         let left = range.end.saturating_sub(range.start);
-        Ok(Download { length, body: Box::new(DirBody { path, file: Some(file), left }) })
+        Ok(Download { length, listed: length, body: Box::new(DirBody { path, file: Some(file), left }) })
     }
 
     fn delete(&self, key: &Key) -> Result<()> {

@@ -9,13 +9,17 @@ pub mod faulty;
 pub mod probe;
 pub mod retry;
 pub mod s3;
+pub mod sealed;
 pub mod several;
 
 use std::{fmt, future::Future, ops::Range, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::error::{Error, Kind, Result};
+use crate::{
+    error::{Error, Kind, Result},
+    seal::age::Declared,
+};
 
 /// What an asynchronous method of an object-safe trait returns.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
@@ -72,7 +76,7 @@ pub enum Put {
 pub struct Listed {
     /// Its name.
     pub key: Key,
-    /// Its length in bytes.
+    /// Its length in bytes: as it is stored, and of one whose name says that it is sealed that of what it holds.
     pub length: u64,
 }
 
@@ -85,6 +89,9 @@ pub struct Tag(pub(super) String);
 pub struct Download {
     /// The length of the whole object in bytes, whatever range was asked for.
     pub length: u64,
+    /// The length that a listing tells of it. It is another one where a sealed object was opened whose name does not say
+    /// that it is sealed.
+    pub listed: u64,
     /// The bytes.
     pub body: Box<dyn Body>,
 }
@@ -197,6 +204,18 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// is absent from all.
     fn all_answer(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// What a sealed object tells of its content to those who cannot open it; nothing where it is not sealed, or tells
+    /// nothing.
+    fn declared<'a>(&'a self, _: &'a Key) -> Answer<'a, Option<Declared>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    /// The same objects with the bytes that are stored, to copy them as they are; nothing where these are the ones that
+    /// this store gives.
+    fn as_stored(&self) -> Option<Arc<dyn Store>> {
+        None
     }
 
     /// Opens what is written to instead of this store, where it is for reading alone.

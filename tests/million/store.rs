@@ -321,7 +321,7 @@ impl Store for Simulated {
                 .await;
             let (length, bytes) = found.ok_or_else(|| Error::not_found(format!("{key} is not there")))?;
             let end = range.map_or(bytes.len(), |range| bytes.len().min(range.end as usize));
-            Ok(Download { length, body: Box::new(Once(Some(bytes.slice(..end)))) })
+            Ok(Download { length, listed: length, body: Box::new(Once(Some(bytes.slice(..end)))) })
         })
     }
 

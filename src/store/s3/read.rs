@@ -29,6 +29,7 @@ pub(super) async fn get(bucket: &Arc<Bucket>, name: &str, range: Option<Range<u6
     let stream = (range.start < range.end).then_some(answer.stream).flatten();
     Ok(Download {
         length: answer.length,
+        listed: answer.length,
         body: Box::new(S3Body {
             call,
             etag: answer.etag,
