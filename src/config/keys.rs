@@ -127,7 +127,6 @@ pub static KEYS: &[Key] = &[
         Is("60s"),
         "How long one request is tried again before it counts as unreachable.",
     ),
-    key("cluster", "pgdata", Kind::Path, Nothing, "The data directory."),
     key(
         "encryption",
         "recipients",
@@ -142,6 +141,7 @@ pub static KEYS: &[Key] = &[
         Nothing,
         "The file with the identity (`AGE-SECRET-KEY-1...`) that reads what is encrypted, as `age-keygen` writes it. Nobody but its owner may be able to read it; where it is root's, its group may, too. It is read only when it is needed.",
     ),
+    key("cluster", "pgdata", Kind::Path, Nothing, "The data directory."),
     key(
         "cluster",
         "connection",

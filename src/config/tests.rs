@@ -90,7 +90,7 @@ fn every_mistake_names_file_line_key_and_mend() {
         (
             "[repo]\nurl = \"s3://b\"",
             "/etc/walden.toml:1: there is no table \"repo\"",
-            "known are repository, cluster, archive, agent, receive, backup, restore, keep, goals",
+            "known are repository, encryption, cluster, archive, agent, receive, backup, restore, keep, goals",
         ),
         (
             "[cluster.main]\npgdat = \"/d\"",

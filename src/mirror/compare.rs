@@ -8,7 +8,7 @@ use crate::{
     error::Result,
     postgres::{SegmentName, TimelineId},
     repository::{BackupId, System, segment_of},
-    store::{Key, Listed, Store},
+    store::{self, Key, Listed, Store},
 };
 
 /// Names that are asked for at a time.
@@ -130,8 +130,8 @@ const SLACK: u64 = 512;
 /// The history file of a timeline, if the mirror lacks it.
 async fn history(first: &System, mirror: &dyn Store, timeline: TimelineId) -> Result<Option<Listed>> {
     let key = first.folder.history(timeline)?;
-    let length = async |store: &dyn Store| match store.get(&key, Some(0..0)).await {
-        Ok(download) => Ok(Some(download.listed)),
+    let length = async |store: &dyn Store| match store::listed_length(store, &key).await {
+        Ok(length) => Ok(Some(length)),
         Err(error) if error.kind() == crate::error::Kind::NotFound => Ok(None),
         Err(error) => Err(error),
     };

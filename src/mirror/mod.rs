@@ -202,7 +202,7 @@ impl Opened {
 
     /// Copies one object of the archive; where the mirror has one of that name, makes sure that it is durable.
     pub async fn bring(&self, from: &dyn Store, key: &Key) -> Result<Put> {
-        let length = from.get(key, Some(0..0)).await?.listed;
+        let length = crate::store::listed_length(from, key).await?;
         let listed = Listed { key: key.clone(), length };
         copy::copy(from, &*self.store, &listed, copy::Proof::of(key)).await
     }

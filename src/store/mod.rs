@@ -268,6 +268,12 @@ pub async fn read_range(store: &dyn Store, key: &Key, range: Range<u64>) -> Resu
     }
 }
 
+/// The length that a listing tells of an object. It is not opened for that.
+pub async fn listed_length(store: &dyn Store, key: &Key) -> Result<u64> {
+    let stored = store.as_stored();
+    Ok(stored.as_deref().unwrap_or(store).get(key, Some(0..0)).await?.listed)
+}
+
 /// Every object below `prefix`, however many there are.
 pub async fn list_all(store: &dyn Store, prefix: &str) -> Result<Vec<Listed>> {
     store.list(prefix, None, usize::MAX).await

@@ -65,6 +65,8 @@ enum Known {
 
 /// How many objects are remembered at the most.
 const REMEMBERED: usize = 4096;
+/// So many bytes tell whether an object is sealed.
+const MAGIC: u64 = age::MAGIC.len() as u64;
 /// Objects up to this length are sealed on the spot, longer ones on a thread.
 const SMALL: usize = 128 << 10;
 
@@ -87,9 +89,10 @@ impl Sealed {
     }
 
     /// Reads from the first byte on, up to `end`.
-    async fn from_start(&self, key: &Key, end: Option<u64>) -> Result<Download> {
-        let asked =
-            end.map(|end| 0..if self.keys.can_open() { age::sealed_length(HEADER, whole_chunks(end)) } else { end });
+    async fn read_front(&self, key: &Key, end: Option<u64>) -> Result<Download> {
+        // Without an identity as much as tells whether it is sealed.
+        let sealed = |end| if self.keys.can_open() { age::sealed_length(HEADER, whole_chunks(end)) } else { MAGIC };
+        let asked = end.map(|end| 0..sealed(end).max(end));
         let Front { header, mut bytes, download, asked } = self.front(key, asked).await?;
         let Some(header) = header else {
             if end.is_some() {
@@ -116,12 +119,12 @@ impl Sealed {
     }
 
     /// Reads from the middle of an object.
-    async fn from_middle(&self, key: &Key, range: Range<u64>) -> Result<Download> {
+    async fn read_middle(&self, key: &Key, range: Range<u64>) -> Result<Download> {
         if !self.keys.can_open() {
             return self.inner.get(key, Some(range)).await;
         }
         if self.known(key).is_none() {
-            self.from_start(key, Some(0)).await?;
+            self.read_front(key, Some(0)).await?;
         }
         match self.known(key) {
             Some(Known::Sealed(opened)) => {
@@ -268,8 +271,8 @@ impl Store for Sealed {
     fn get<'a>(&'a self, key: &'a Key, range: Option<Range<u64>>) -> Answer<'a, Download> {
         match range {
             _ if !(self.rules.sealed)(key) => self.inner.get(key, range),
-            Some(range) if range.start > 0 => Box::pin(self.from_middle(key, range)),
-            range => Box::pin(self.from_start(key, range.map(|range| range.end))),
+            Some(range) if range.start > 0 => Box::pin(self.read_middle(key, range)),
+            range => Box::pin(self.read_front(key, range.map(|range| range.end))),
         }
     }
 

@@ -252,10 +252,11 @@ impl<'a> Reader<'a> {
     fn header(mut self) -> Result<Header, Stop> {
         let version = self.line()?;
         if version != VERSION {
-            let version = version.strip_prefix("age-encryption.org/").unwrap_or(version);
+            let other = version.strip_prefix("age-encryption.org/v").filter(|v| v.bytes().all(|b| b.is_ascii_digit()));
+            let other = other.ok_or_else(|| wrong(0))?;
             return Err(Stop::Wrong(
-                Error::refused(format!("it is sealed by version \"{}\" of age", version.escape_default()))
-                    .hint("this Walden knows version v1; use a newer Walden, or mend the object from another copy"),
+                Error::refused(format!("it is sealed by version {other} of age's format"))
+                    .hint("this Walden knows version 1; use a newer Walden, or mend the object from another copy"),
             ));
         }
         let (mut stanzas, mut facts, mut sound) = (Vec::new(), None, true);

@@ -94,7 +94,7 @@ pub(super) struct Sealing {
 pub(super) enum State {
     /// What was written, until there is enough of it to tell what it declares.
     Gathering(Vec<u8>),
-    Sealing(Sealer),
+    Sealing(Box<Sealer>),
 }
 
 impl Sealing {
@@ -110,7 +110,7 @@ impl Sealing {
                 }
                 let mut sealer = Sealer::new(&self.recipients, declared(self.declares, front), &mut sealed)?;
                 sealer.update(front, &mut sealed)?;
-                self.state = State::Sealing(sealer);
+                self.state = State::Sealing(Box::new(sealer));
             }
         }
         Ok(sealed)
