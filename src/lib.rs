@@ -18,6 +18,7 @@
 //! | [`archive`] | push and fetch: what `archive_command` and `restore_command` ask for, and what they will ask for next; receive: WAL as it is written |
 //! | [`check`] | proves that archiving works, setting by setting and then end to end |
 //! | [`backup`] | the backup driver: parallel files between start and stop, parts, manifest |
+//! | [`keys`] | to whom a repository is encrypted: new identities, old objects for other recipients |
 //! | [`mirror`] | other repositories that hold the same objects as the first |
 //! | [`plan`] | targets to LSNs, the path of timelines, the proof that every segment is there. Reads only |
 //! | [`restore`] | carries out a plan: files, recovery settings, the start, adoption |
@@ -41,6 +42,7 @@ pub mod error;
 pub mod human;
 pub mod interrupt;
 pub mod keep;
+pub mod keys;
 pub mod mirror;
 pub mod pace;
 pub mod plan;

@@ -410,7 +410,7 @@ fn refuse(error: Error) -> Error {
 async fn stands_above(system: &System, horizons: &Horizons, file: WalFile) -> Result<()> {
     let WalFile::Segment(name) = file else { return Ok(()) };
     let Some(horizon) = horizons.get(&name.timeline).filter(|horizon| name < **horizon) else { return Ok(()) };
-    match wal_object::read_head(&*system.store, &system.folder.segment(name)?).await {
+    match wal_object::digest(&*system.store, &system.folder.segment(name)?).await {
         Ok(_) => Ok(()),
         // A bucket that keeps versions calls a deleted one damaged.
         Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Damaged) => Err(Error::refused(format!(

@@ -56,7 +56,7 @@ pub async fn take(args: &Args, context: &Context) -> Result<BackupOutcome> {
         exclude: config.backup.exclude.iter().map(PathBuf::from).collect(),
         files: config.backup.files.clone(),
         archive_timeout: config.archive.timeout,
-        keep_copies: None,
+        keep_copies: (!config.encryption.recipients.is_empty()).then(|| config.archive.state_dir.clone()),
     };
     for why in pace::lower(config.backup.nice, config.backup.io_priority) {
         tracing::warn!("{why}");

@@ -18,6 +18,7 @@ mod expire;
 mod export;
 mod find;
 mod init;
+mod keys;
 mod list;
 mod man;
 mod output;
@@ -159,6 +160,8 @@ enum Command {
     Unpin(pin::Args),
     /// Remove one backup; its WAL stays as long as the rules say
     Delete(expire::DeleteArgs),
+    /// To whom the repository is encrypted: identities, recipients, and old objects for new ones
+    Keys(keys::Args),
     /// The archive by hand
     Wal(wal::Args),
     /// Serve this host's servers: ship WAL over warm connections, and before PostgreSQL asks; runs until it is stopped
@@ -209,6 +212,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<End> {
         Command::Pin(args) => pin::pin(&args, context).await,
         Command::Unpin(args) => pin::unpin(&args, context).await,
         Command::Delete(args) => expire::delete(&args, context).await,
+        Command::Keys(args) => keys::run(&args, context).await,
         Command::Wal(args) => wal::run(&args, context).await,
         Command::Agent(args) => agent::run(&args, context).await,
         Command::Demo(args) => demo::run(&args, context).await,

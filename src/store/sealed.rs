@@ -300,6 +300,10 @@ impl Store for Sealed {
         })
     }
 
+    fn encrypts(&self) -> bool {
+        !self.keys.recipients().is_empty()
+    }
+
     fn as_stored(&self) -> Option<Arc<dyn Store>> {
         Some(self.inner.clone())
     }

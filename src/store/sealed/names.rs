@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::{
     error::{Kind, Result},
     seal::age,
-    store::{Answer, Download, Key, Listed, Put, Store, Upload},
+    store::{Answer, Download, Key, Listed, Put, Store, Tag, Upload},
 };
 
 const ENDING: &str = ".age";
@@ -34,6 +34,14 @@ impl Names {
     /// The name of the sealed object, where that is another one.
     fn sealed(&self, key: &Key) -> Result<Option<Key>> {
         (self.bears)(key).then(|| Key::new(format!("{key}{ENDING}"))).transpose()
+    }
+
+    /// What the object is called that is there: the sealed one where there are two.
+    async fn stored(&self, key: &Key) -> Result<Key> {
+        match self.sealed(key)? {
+            Some(sealed) if is_there(&*self.inner, &sealed).await? => Ok(sealed),
+            _ => Ok(key.clone()),
+        }
     }
 
     /// An object of the store as it is listed.
@@ -122,6 +130,14 @@ impl Store for Names {
                 }
             }
         })
+    }
+
+    fn tag<'a>(&'a self, key: &'a Key) -> Answer<'a, Tag> {
+        Box::pin(async move { self.inner.tag(&self.stored(key).await?).await })
+    }
+
+    fn replace<'a>(&'a self, key: &'a Key, tag: &'a Tag) -> Answer<'a, Box<dyn Upload>> {
+        Box::pin(async move { self.inner.replace(&self.stored(key).await?, tag).await })
     }
 
     fn folders<'a>(&'a self, prefix: &'a str) -> Answer<'a, Vec<String>> {
