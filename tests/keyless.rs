@@ -163,6 +163,8 @@ fn works(k: &Keyless) {
     let list = run(&mut p.elsewhere(&config, ["list"])).ok().to_owned();
     assert!(list.contains(&format!("before {SECRET}")), "{list}");
 
+    let segment = p.archive();
+
     // What the documents tell is enough to know what nobody needs.
     let text = fs::read_to_string(&p.config).unwrap();
     p.scene.write("walden.toml", format!("{text}\n[keep]\nlast = 1\n"));
@@ -174,6 +176,10 @@ fn works(k: &Keyless) {
     assert_eq!(left, [&Value::from(third.id.as_str())]);
     assert_eq!(k.rows_by(&k.identity, "restored"), "19996");
 
+    for command in [&["find"][..], &["plan", "--to=latest"], &["list", "--space"], &["wal", "show", &segment]] {
+        let refused = p.walden(command);
+        assert!(refused.expect_code(4).stderr.contains("no identity is given here"), "{refused}");
+    }
     let refused = k.restore(&p.config);
     assert!(refused.expect_code(4).stderr.contains("no identity is given here"), "{refused}");
     let wrong = p.scene.path().join("safe/wrong");
