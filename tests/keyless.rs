@@ -114,7 +114,7 @@ fn holds(bytes: &[u8], text: &str) -> bool {
 
 #[test]
 fn a_host_without_identity_backs_up_and_another_restores_in_a_directory() {
-    let k = Keyless::new(&any(), Place::Directory);
+    let k = Keyless::new(any(), Place::Directory);
     works(&k);
     for (path, bytes) in bytes_below(&k.p.repository) {
         assert!(!holds(&bytes, SECRET), "{}", path.display());
@@ -124,7 +124,7 @@ fn a_host_without_identity_backs_up_and_another_restores_in_a_directory() {
 #[test]
 fn a_host_without_identity_backs_up_and_another_restores_in_a_bucket() {
     let server = S3Server::start();
-    let k = Keyless::new(&any(), Place::Bucket(&server));
+    let k = Keyless::new(any(), Place::Bucket(&server));
     works(&k);
     for key in server.keys() {
         assert!(!holds(&server.object(&key).unwrap().bytes, SECRET), "{key}");
@@ -163,7 +163,11 @@ fn works(k: &Keyless) {
     let list = run(&mut p.elsewhere(&config, ["list"])).ok().to_owned();
     assert!(list.contains(&format!("before {SECRET}")), "{list}");
 
-    let segment = p.archive();
+    p.archive();
+
+    // A server that sends its files is compared with in the same way.
+    let sent = k.json(&["backup", "--remote"]);
+    assert!(sent["stored"].as_u64().unwrap() * 5 < first.stored, "{sent}");
 
     // What the documents tell is enough to know what nobody needs.
     let text = fs::read_to_string(&p.config).unwrap();
@@ -173,9 +177,10 @@ fn works(k: &Keyless) {
     p.walden(["expire"]).expect_code(0);
     let left = k.json(&["list"]);
     let left: Vec<_> = left["systems"][0]["backups"].as_array().unwrap().iter().map(|backup| &backup["id"]).collect();
-    assert_eq!(left, [&Value::from(third.id.as_str())]);
+    assert_eq!(left, [&sent["id"]]);
     assert_eq!(k.rows_by(&k.identity, "restored"), "19996");
 
+    let segment = p.archive();
     for command in [&["find"][..], &["plan", "--to=latest"], &["list", "--space"], &["wal", "show", &segment]] {
         let refused = p.walden(command);
         assert!(refused.expect_code(4).stderr.contains("no identity is given here"), "{refused}");
@@ -190,8 +195,12 @@ fn works(k: &Keyless) {
 
 #[test]
 fn after_a_rotation_and_a_rewrapping_that_was_killed_the_old_identity_opens_nothing() {
-    let k = Keyless::new(&any(), Place::Directory);
+    let k = Keyless::new(any(), Place::Directory);
     let p = &k.p;
+    let (text, offsite) = (fs::read_to_string(&p.config).unwrap(), p.scene.path().join("offsite"));
+    let mirror = format!("[repository.offsite]\nurl = \"file://{}\"\n\n[cluster.main]", offsite.display());
+    p.scene.write("walden.toml", text.replace("[cluster.main]", &mirror));
+    p.walden(["init"]).expect_code(0);
     p.cluster.psql(&format!("create table {SECRET} as select n from generate_series(1, 1000) n"));
     for _ in 0..6 {
         p.archive();
@@ -226,16 +235,28 @@ fn after_a_rotation_and_a_rewrapping_that_was_killed_the_old_identity_opens_noth
     assert!(told.expect_code(4).stderr.contains("does not open it"), "{told}");
 
     let done = k.json(&["keys", "rewrap", &identity]);
+    let mirror = &done["repositories"][1];
+    assert!(mirror["name"] == "offsite" && mirror["rewrapped"]["objects"].as_u64() > Some(0), "{done}");
     let done = &done["repositories"][0]["rewrapped"];
     let count = |name: &str| done[name].as_u64().unwrap();
     assert!(count("already") > 0 && count("objects") > 0 && count("objects") + count("already") == before, "{done}");
     assert_eq!(k.sealed_to(), [(1, before)]);
     assert_eq!(k.json(&["keys", "rewrap", &identity])["repositories"][0]["rewrapped"]["objects"], 0);
 
+    // The mirror was rewrapped by itself: behind its headers it has the same bytes, and nothing is to be copied.
+    for (path, bytes) in bytes_below(&p.repository.join("main")) {
+        if path.to_str().unwrap().contains("/backups/") {
+            let there = fs::read(offsite.join(path.strip_prefix(&p.repository).unwrap())).unwrap();
+            assert!(there.get(2048..) == bytes.get(2048..), "{}", path.display());
+        }
+    }
+    let synced = p.walden(["sync"]);
+    assert!(synced.expect_code(0).stderr.contains("nothing was missing"), "{synced}");
+
     assert_eq!(k.rows_by(&new, "whole"), "1000");
     let config = k.host_with(&k.identity);
     k.restore(&config).expect_code(4);
-    for (path, bytes) in bytes_below(&p.repository) {
+    for (path, bytes) in [bytes_below(&p.repository), bytes_below(&offsite)].concat() {
         let is_document = path.extension().is_some_and(|extension| extension == "json");
         assert!(is_document || bytes.starts_with(b"age-encryption.org/v1\n"), "{}", path.display());
     }
@@ -246,7 +267,7 @@ fn after_a_rotation_and_a_rewrapping_that_was_killed_the_old_identity_opens_noth
 
 #[test]
 fn the_last_recipient_goes_only_when_that_is_said() {
-    let k = Keyless::new(&any(), Place::Directory);
+    let k = Keyless::new(any(), Place::Directory);
     let one = k.json(&["keys", "list"])["recipients"][0].as_str().unwrap().to_owned();
     assert!(k.p.walden(["keys", "remove", &one]).expect_code(4).stderr.contains("last recipient"));
     let other = k.p.scene.path().join("safe/other");
