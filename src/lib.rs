@@ -23,6 +23,7 @@
 //! | [`plan`] | targets to LSNs, the path of timelines, the proof that every segment is there. Reads only |
 //! | [`restore`] | carries out a plan: files, recovery settings, the start, adoption |
 //! | [`keep`] | retention: which backups and WAL stay by the rules, and the removal of the rest |
+//! | [`kit`] | the recovery kit: one file with what is needed when the machine is gone |
 //! | [`report`] | what people look at: sentences about windows, drawings of timelines, the state of a cluster |
 //! | [`repository`] | the layout of a repository: keys, documents, manifests, leases. The one place that knows what is called what |
 //! | [`postgres`] | what PostgreSQL is: LSNs, segment names, timelines, the control file. Knows nothing of repositories |
@@ -43,6 +44,7 @@ pub mod human;
 pub mod interrupt;
 pub mod keep;
 pub mod keys;
+pub mod kit;
 pub mod mirror;
 pub mod pace;
 pub mod plan;

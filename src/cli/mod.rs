@@ -19,6 +19,7 @@ mod export;
 mod find;
 mod init;
 mod keys;
+mod kit;
 mod list;
 mod man;
 mod output;
@@ -162,6 +163,8 @@ enum Command {
     Delete(expire::DeleteArgs),
     /// To whom the repository is encrypted: identities, recipients, and old objects for new ones
     Keys(keys::Args),
+    /// The recovery kit: one file with what is needed when the machine is gone
+    Kit(kit::Args),
     /// The archive by hand
     Wal(wal::Args),
     /// Serve this host's servers: ship WAL over warm connections, and before PostgreSQL asks; runs until it is stopped
@@ -213,6 +216,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<End> {
         Command::Unpin(args) => pin::unpin(&args, context).await,
         Command::Delete(args) => expire::delete(&args, context).await,
         Command::Keys(args) => keys::run(&args, context).await,
+        Command::Kit(args) => kit::run(&args, context).await,
         Command::Wal(args) => wal::run(&args, context).await,
         Command::Agent(args) => agent::run(&args, context).await,
         Command::Demo(args) => demo::run(&args, context).await,

@@ -123,6 +123,30 @@ impl Output {
         Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
     }
 
+    /// Asks for a line that is not shown while it is typed; `None` where there is no terminal to ask at.
+    pub async fn ask_hidden(&self, question: &str) -> Result<Option<String>> {
+        let mut stderr = io::stderr();
+        if !io::stdin().is_terminal() || !stderr.is_terminal() {
+            return Ok(None);
+        }
+        self.flush();
+        let failed = |e: io::Error| Error::failed("ask for a passphrase").source(e);
+        // Here and not on the other thread: Ctrl-C drops this, and the terminal is as it was.
+        let hidden = Hidden::begin().map_err(failed)?;
+        write!(stderr, "{question}: ").and_then(|()| stderr.flush()).map_err(failed)?;
+        let line = tokio::task::spawn_blocking(|| io::stdin().lines().next().transpose());
+        let answer = line.await.map_err(io::Error::other).flatten().map_err(failed)?;
+        drop(hidden);
+        _ = writeln!(stderr);
+        Ok(Some(answer.unwrap_or_default()))
+    }
+
+    /// Whether a person looks at standard output.
+    #[must_use]
+    pub fn is_terminal(&self) -> bool {
+        io::stdout().is_terminal()
+    }
+
     /// What can be drawn on standard output: plain ASCII unless it is a terminal that shows more. `COLUMNS` says how
     /// wide a drawing may be where nobody else does.
     #[must_use]
@@ -159,6 +183,27 @@ impl Output {
         if sink.broken.is_none() {
             sink.broken = write(&mut sink.to).err();
         }
+    }
+}
+
+/// While it lasts, the terminal does not show what is typed.
+struct Hidden(rustix::termios::Termios);
+
+impl Hidden {
+    fn begin() -> io::Result<Self> {
+        use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+        let before = tcgetattr(io::stdin())?;
+        let mut silent = before.clone();
+        silent.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(io::stdin(), OptionalActions::Flush, &silent)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        // Whoever sits there can do it himself: stty echo.
+        _ = rustix::termios::tcsetattr(io::stdin(), rustix::termios::OptionalActions::Now, &self.0);
     }
 }
 

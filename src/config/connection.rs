@@ -22,21 +22,25 @@ impl Connection {
         &self.0
     }
 
-    /// Whether anything in it is hidden when it is shown.
+    /// The text with `instead` in place of each secret; `None` when it cannot be understood, and may hold one anywhere.
+    #[must_use]
+    pub fn with_secrets_as(&self, instead: &str) -> Option<String> {
+        match self.0.split_once("://") {
+            Some((scheme @ ("postgres" | "postgresql"), rest)) => in_uri(scheme, rest, instead),
+            _ => in_pairs(&self.0, instead),
+        }
+    }
+
+    /// Whether there is a secret in it, as far as can be told.
     #[must_use]
     pub fn holds_secret(&self) -> bool {
-        self.to_string().contains(HIDDEN)
+        self.with_secrets_as("\u{1}").is_none_or(|text| text.contains('\u{1}'))
     }
 }
 
 impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = match self.0.split_once("://") {
-            Some((scheme @ ("postgres" | "postgresql"), rest)) => hide_in_uri(scheme, rest),
-            _ => hide_in_pairs(&self.0),
-        };
-        // What can't be understood may hold a secret anywhere.
-        f.write_str(shown.as_deref().unwrap_or(HIDDEN))
+        f.write_str(self.with_secrets_as(HIDDEN).as_deref().unwrap_or(HIDDEN))
     }
 }
 
@@ -53,21 +57,21 @@ fn is_secret(parameter: &str) -> bool {
 
 /// `user:password@host/db?sslpassword=x`: the password begins at the first colon before the last `@`, so that an
 /// unescaped `@` in it is hidden too. With an `@` behind a `?` nobody can tell where a password ends.
-fn hide_in_uri(scheme: &str, rest: &str) -> Option<String> {
+fn in_uri(scheme: &str, rest: &str, instead: &str) -> Option<String> {
     let (place, query) = rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
     if query.is_some_and(|query| query.contains('@')) {
         return None;
     }
     let place = match place.rsplit_once('@') {
         Some((who, host)) => match who.split_once(':') {
-            Some((user, _)) => format!("{user}:{HIDDEN}@{host}"),
+            Some((user, _)) => format!("{user}:{instead}@{host}"),
             None => place.into(),
         },
         None => place.into(),
     };
     let query = query.map(|query| {
         let pairs = query.split('&').map(|pair| match pair.split_once('=') {
-            Some((name, _)) if is_secret(name) || name.contains('%') => format!("{name}={HIDDEN}"),
+            Some((name, _)) if is_secret(name) || name.contains('%') => format!("{name}={instead}"),
             _ => pair.into(),
         });
         format!("?{}", pairs.collect::<Vec<_>>().join("&"))
@@ -77,7 +81,7 @@ fn hide_in_uri(scheme: &str, rest: &str) -> Option<String> {
 
 /// `name = value` pairs as in libpq's conninfo_parse (fe-connect.c): a value ends at a blank, or stands in single
 /// quotes; a backslash takes the next character as it is. `None` when the text is not of that form.
-fn hide_in_pairs(text: &str) -> Option<String> {
+fn in_pairs(text: &str, instead: &str) -> Option<String> {
     let mut shown: Vec<String> = Vec::new();
     let mut rest = text.trim_start();
     while !rest.is_empty() {
@@ -88,7 +92,7 @@ fn hide_in_pairs(text: &str) -> Option<String> {
         }
         let after = after.trim_start();
         let length = value_length(after)?;
-        let value = if is_secret(name) { HIDDEN } else { &after[..length] };
+        let value = if is_secret(name) { instead } else { &after[..length] };
         shown.push(format!("{name}={value}"));
         rest = after[length..].trim_start();
     }
@@ -134,6 +138,7 @@ mod tests {
             assert_eq!(connection.to_string(), shown);
             assert!(!format!("{connection:?}").contains("hush"), "{text}");
             assert_eq!(connection.reveal(), text);
+            assert_eq!(connection.holds_secret(), text != shown, "{text}");
         }
     }
 

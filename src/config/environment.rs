@@ -6,8 +6,9 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// Variables that are no keys: where the file is, how much is logged, and what belongs to tests and scripts.
-const OTHERS: [&str; 2] = ["WALDEN_CONFIG", "WALDEN_LOG"];
+/// Variables that are no keys: where the file is, how much is logged, what opens a recovery kit, and what belongs to tests
+/// and scripts.
+const OTHERS: [&str; 3] = ["WALDEN_CONFIG", "WALDEN_LOG", "WALDEN_KIT_PASSPHRASE"];
 const OTHER_FAMILIES: [&str; 3] = ["WALDEN_TEST_", "WALDEN_TOOLS", "WALDEN_DEMO_"];
 
 /// A key that is set in the environment.
@@ -158,7 +159,15 @@ mod tests {
 
     #[test]
     fn what_does_not_look_like_a_key_is_left_alone() {
-        for name in ["WALDEN_CONFIG", "WALDEN_LOG", "WALDEN_TEST_PG", "WALDEN_TOOLS", "WALDEN_POND", "PGDATA"] {
+        for name in [
+            "WALDEN_CONFIG",
+            "WALDEN_LOG",
+            "WALDEN_KIT_PASSPHRASE",
+            "WALDEN_TEST_PG",
+            "WALDEN_TOOLS",
+            "WALDEN_POND",
+            "PGDATA",
+        ] {
             assert!(read_one(name, &[]).unwrap().is_empty(), "{name}");
         }
     }

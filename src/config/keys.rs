@@ -65,6 +65,13 @@ pub static KEYS: &[Key] = &[
     ),
     key(
         "repository",
+        "credentials_file",
+        Kind::Path,
+        Nothing,
+        "A file with access keys in the form of `~/.aws/credentials`: the section of `profile`, or `default`. Without it `credentials` beside walden.toml, where there is one: `walden kit import` puts it there. It is above the AWS chain, but for keys in the environment where no `profile` is set.",
+    ),
+    key(
+        "repository",
         "endpoint",
         Kind::Endpoint,
         Nothing,
@@ -438,6 +445,13 @@ pub static KEYS: &[Key] = &[
         Is("100d"),
         "How long ago a restore may have succeeded last before `status` and `check` advise to try one.",
     ),
+    key(
+        "kit",
+        "keep",
+        Kind::Whole(1, 1000),
+        Is("10"),
+        "How many recovery kits are kept in the repository; `walden kit export --to-repository` removes older ones.",
+    ),
 ];
 
 /// Tables that belong to a later version. They are refused rather than ignored: whoever wrote them counts on them.
@@ -502,7 +516,8 @@ mod tests {
                 "backup",
                 "restore",
                 "keep",
-                "goals"
+                "goals",
+                "kit"
             ]
         );
     }

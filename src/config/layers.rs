@@ -9,7 +9,8 @@ use std::{
 
 use super::{
     AgentConfig, ArchiveConfig, BackupConfig, ClusterConfig, Config, Connection, EncryptionConfig, GoalsConfig,
-    KeepConfig, Levels, Origin, ReceiveConfig, RepositoryConfig, RepositoryUrl, RestoreConfig, Setting, Value, WaitFor,
+    KeepConfig, KitConfig, Levels, Origin, ReceiveConfig, RepositoryConfig, RepositoryUrl, RestoreConfig, Setting,
+    Value, WaitFor,
     environment::{self, Known},
     file,
     keys::{self, Fallback, KEYS, Key},
@@ -21,6 +22,9 @@ use crate::{
     repository::RepositoryName,
     seal::age::Recipients,
 };
+
+/// The file beside walden.toml that access keys are looked for in.
+const CREDENTIALS: &str = "credentials";
 
 /// Values as they are laid over one another, the later above the earlier.
 #[derive(Default)]
@@ -117,10 +121,11 @@ impl Layers {
         let settings = self.settings();
         let (repository, archive, agent) = (self.of("repository"), self.of("archive"), self.of("agent"));
         let (receive, backup, restore) = (self.of("receive"), self.of("backup"), self.of("restore"));
+        let beside = file.as_deref().map(|file| file.with_file_name(CREDENTIALS));
         Config {
-            file,
             encryption: self.encryption(),
-            repository: repository.repository(),
+            repository: repository.repository(beside.as_deref()),
+            kit: KitConfig { keep: self.of("kit").count("keep") },
             archive: ArchiveConfig {
                 compression: archive.levels("compression"),
                 cpu: archive.count("cpu"),
@@ -162,9 +167,10 @@ impl Layers {
                 promote_despite_doubt: restore.switch("promote_despite_doubt"),
             },
             goals: self.of("goals").goals(),
-            mirrors: self.known.repositories.iter().filter_map(|name| self.mirror(name)).collect(),
+            mirrors: self.known.repositories.iter().filter_map(|name| self.mirror(name, beside.as_deref())).collect(),
             clusters: self.known.clusters.iter().filter_map(|name| self.cluster(name)).collect(),
             settings,
+            file,
         }
     }
 
@@ -177,9 +183,9 @@ impl Layers {
         }
     }
 
-    fn mirror(&self, name: &str) -> Option<(RepositoryName, RepositoryConfig)> {
+    fn mirror(&self, name: &str, beside: Option<&Path>) -> Option<(RepositoryName, RepositoryConfig)> {
         let table = Table { layers: self, table: "repository", of: Some(name) };
-        Some((name.parse().ok()?, table.repository()?))
+        Some((name.parse().ok()?, table.repository(beside)?))
     }
 
     fn cluster(&self, name: &str) -> Option<ClusterConfig> {
@@ -326,12 +332,15 @@ impl Table<'_> {
         }
     }
 
-    fn repository(&self) -> Option<RepositoryConfig> {
+    /// `beside` is where access keys are looked for if no file is named.
+    fn repository(&self, beside: Option<&Path>) -> Option<RepositoryConfig> {
         let Some(Value::Url(url)) = self.value("url") else { return None };
         Some(RepositoryConfig {
             url: url.clone(),
             region: self.text("region"),
             profile: self.text("profile"),
+            credentials_file: self.text("credentials_file").map(PathBuf::from),
+            credentials_beside: beside.map(PathBuf::from),
             endpoint: self.text("endpoint"),
             path_style: self.switch("path_style"),
             storage_class: self.text("storage_class"),

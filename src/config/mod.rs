@@ -11,6 +11,7 @@ mod file;
 mod keys;
 mod layers;
 mod reference;
+pub mod rewrite;
 mod state_dir;
 mod store;
 mod url;
@@ -30,7 +31,7 @@ pub use self::{
     file::{Lookup, SYSTEM},
     reference::{first_file, reference},
     state_dir::prove_state_dir,
-    store::{create_store, guards, open_conditional_store, open_store},
+    store::{create_store, guards, open_conditional_store, open_store, s3_options},
     url::RepositoryUrl,
     value::{Levels, Value},
 };
@@ -63,6 +64,8 @@ pub struct Config {
     pub keep: KeepConfig,
     /// `[goals]`.
     pub goals: GoalsConfig,
+    /// `[kit]`.
+    pub kit: KitConfig,
     repository: Option<RepositoryConfig>,
     mirrors: Vec<(RepositoryName, RepositoryConfig)>,
     clusters: Vec<ClusterConfig>,
@@ -78,6 +81,10 @@ pub struct RepositoryConfig {
     pub region: Option<String>,
     /// The AWS profile that has the credentials.
     pub profile: Option<String>,
+    /// The file with access keys that was named.
+    pub credentials_file: Option<PathBuf>,
+    /// Where else such a file is looked for: `credentials` beside walden.toml.
+    pub credentials_beside: Option<PathBuf>,
     /// The S3 server's address, when it is not Amazon's.
     pub endpoint: Option<String>,
     /// Whether the bucket stands in the path instead of the host name.
@@ -258,6 +265,13 @@ pub struct GoalsConfig {
     pub restore_age: Duration,
 }
 
+/// `[kit]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KitConfig {
+    /// How many recovery kits are kept in the repository.
+    pub keep: usize,
+}
+
 /// One effective value and where it came from.
 #[derive(Clone, Debug)]
 pub struct Setting {
@@ -409,9 +423,17 @@ impl ClusterConfig {
         self.pgdata.as_deref().ok_or_else(|| self.lacks("pgdata"))
     }
 
-    /// How to connect; an error that tells how to say it when it is not configured.
+    /// How to connect; an error that tells how to say it when it is not configured, or not wholly.
     pub fn connection(&self) -> Result<&Connection> {
-        self.connection.as_ref().ok_or_else(|| self.lacks("connection"))
+        let connection = self.connection.as_ref().ok_or_else(|| self.lacks("connection"))?;
+        if connection.reveal().contains(rewrite::PLACEHOLDER) {
+            return Err(Error::invalid(format!(
+                "the password in cluster.{}.connection was left out of the recovery kit",
+                self.name
+            ))
+            .hint(format!("write it in place of {} in walden.toml", rewrite::PLACEHOLDER)));
+        }
+        Ok(connection)
     }
 
     fn lacks(&self, key: &str) -> Error {

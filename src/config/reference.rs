@@ -36,7 +36,7 @@ pub fn reference() -> String {
     }
     page.push_str("```\n\nSizes are written `256MB` (units `B kB MB GB TB`, 1 kB = 1024 bytes), times `60s` (units `ms s min h d`);\n");
     page.push_str("in the environment, items of a list are separated by commas. S3 credentials come from the standard AWS chain\n");
-    page.push_str("(environment, profile, web identity, instance role).\n");
+    page.push_str("(environment, profile, web identity, instance role), or from `credentials_file`.\n");
     for table in keys::tables() {
         let header = if table == "cluster" { "cluster.NAME" } else { table };
         page.push_str(&format!("\n## [{header}]\n\n| key | takes | default | |\n|---|---|---|---|\n"));

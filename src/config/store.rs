@@ -64,6 +64,15 @@ pub async fn guards(repository: &RepositoryConfig, random: Arc<Random>) -> Resul
     }
 }
 
+/// How the bucket of a repository is spoken to; `None` of one that is a directory.
+#[must_use]
+pub fn s3_options(repository: &RepositoryConfig) -> Option<S3Options> {
+    match &repository.url {
+        RepositoryUrl::S3 { bucket, prefix } => Some(s3(repository, bucket, prefix)),
+        RepositoryUrl::File(_) => None,
+    }
+}
+
 fn s3(repository: &RepositoryConfig, bucket: &str, prefix: &str) -> S3Options {
     let encryption = match repository.sse.as_deref() {
         None => Encryption::Bucket,
@@ -73,6 +82,10 @@ fn s3(repository: &RepositoryConfig, bucket: &str, prefix: &str) -> S3Options {
     S3Options {
         region: repository.region.clone(),
         profile: repository.profile.clone(),
+        credentials_file: repository
+            .credentials_file
+            .clone()
+            .or_else(|| repository.credentials_beside.clone().filter(|path| path.exists())),
         endpoint: repository.endpoint.clone(),
         path_style: repository.path_style,
         storage_class: repository.storage_class.clone(),

@@ -90,7 +90,7 @@ fn every_mistake_names_file_line_key_and_mend() {
         (
             "[repo]\nurl = \"s3://b\"",
             "/etc/walden.toml:1: there is no table \"repo\"",
-            "known are repository, encryption, cluster, archive, agent, receive, backup, restore, keep, goals",
+            "known are repository, encryption, cluster, archive, agent, receive, backup, restore, keep, goals, kit",
         ),
         (
             "[cluster.main]\npgdat = \"/d\"",
@@ -175,8 +175,9 @@ fn every_key_changes_the_configuration() {
     let typed = |more: Option<(&str, &str)>| {
         let config = config("", &[always.as_slice(), more.as_slice()].concat()).unwrap();
         format!(
-            "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+            "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
             config.keep,
+            config.kit,
             config.archive,
             config.agent,
             config.receive,

@@ -20,5 +20,5 @@ pub mod text;
 mod trees;
 pub mod words;
 
-pub use escape::plain;
+pub use escape::{plain, xml};
 pub use scene::{Birth, Lane, Mark, Scene, Span, SpanKind};

@@ -292,6 +292,20 @@ pub(super) fn archived(key: &Key) -> Option<(Incarnation, WalFile, Option<Blake3
     Some((incarnation.parse().ok()?, name.parse().ok()?, hash))
 }
 
+/// What the object with a recovery kit is called.
+#[must_use]
+pub(super) fn kit_name(number: u32, locked: bool) -> String {
+    format!("{number}.tar.zst{}", if locked { ".age" } else { "" })
+}
+
+/// The number of the recovery kit that an object is, or is the note of.
+#[must_use]
+pub(super) fn kit_number(key: &Key) -> Option<u32> {
+    let (_, name) = key.as_str().rsplit_once('/')?;
+    let (number, rest) = name.split_once('.')?;
+    ["json", "tar.zst", "tar.zst.age"].contains(&rest).then(|| number.parse().ok())?
+}
+
 /// The number in the last part of a key such as `.../backup-2.json` or `.../7.json`.
 #[must_use]
 pub(super) fn number_of(key: &Key, before: &str) -> Option<u32> {

@@ -7,6 +7,7 @@
 mod client;
 mod errors;
 mod guards;
+pub mod keys_file;
 mod read;
 mod upload;
 mod write;
@@ -30,7 +31,11 @@ use aws_sdk_s3::{
 use bytes::Bytes;
 
 use self::write::Condition;
-pub use self::{client::Keys, guards::Guards, upload::settle};
+pub use self::{
+    client::{Found, Keys, credentials},
+    guards::Guards,
+    upload::settle,
+};
 use super::{
     Answer, Download, Key, Listed, Put, Store, Tag, Upload,
     retry::{Patience, persist},
@@ -64,6 +69,8 @@ pub struct S3Options {
     pub region: Option<String>,
     /// The profile of AWS's configuration files that has the credentials, above everything but `keys`.
     pub profile: Option<String>,
+    /// A file in the form of `~/.aws/credentials`, whose section of that profile, or `default`, comes before AWS's chain.
+    pub credentials_file: Option<PathBuf>,
     /// The URL of a store that is not AWS's own.
     pub endpoint: Option<String>,
     /// The bucket is named in the path of the URL instead of the host.
@@ -97,6 +104,7 @@ impl S3Options {
             prefix: prefix.into(),
             region: None,
             profile: None,
+            credentials_file: None,
             endpoint: None,
             path_style: false,
             storage_class: None,
@@ -126,6 +134,7 @@ impl S3Store {
                 options,
                 random,
                 endpoint: made.endpoint,
+                unfilled: made.unfilled,
                 unsigned_payload: made.unsigned_payload,
                 client: RwLock::new(made.client),
             }),
@@ -140,6 +149,8 @@ struct Bucket {
     random: Arc<Random>,
     /// For people.
     endpoint: String,
+    /// Where access keys still have to be filled in.
+    unfilled: Option<String>,
     unsigned_payload: bool,
     client: RwLock<Client>,
 }

@@ -10,7 +10,7 @@ use aws_config::{
     profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider},
     provider_config::ProviderConfig,
 };
-use aws_credential_types::Credentials;
+use aws_credential_types::{Credentials, provider::ProvideCredentials as _};
 use aws_sdk_s3::{
     Client,
     config::{
@@ -24,7 +24,10 @@ use aws_smithy_http_client::{
     tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode},
 };
 
-use super::S3Options;
+use super::{
+    S3Options,
+    keys_file::{self, InFile},
+};
 use crate::error::{Error, Result};
 
 /// An access key. Its secret parts never appear in any text.
@@ -55,8 +58,70 @@ impl Keys {
     }
 }
 
+/// Who we are, as far as the configuration tells.
+enum Source {
+    /// Keys at hand.
+    Keys(Keys),
+    /// AWS's chain; and the placeholder in the file of keys, where that has no keys yet.
+    Chain { unfilled: Option<String> },
+}
+
+impl Source {
+    /// What is configured, in the order of its precedence: the environment, unless a profile is named; the file of keys;
+    /// the chain.
+    fn of(options: &S3Options) -> Result<Self> {
+        let at_hand = || options.profile.is_none().then(Keys::from_environment).flatten();
+        if let Some(keys) = options.keys.clone().or_else(at_hand) {
+            return Ok(Self::Keys(keys));
+        }
+        let section = options.profile.as_deref().unwrap_or(keys_file::DEFAULT);
+        Ok(match options.credentials_file.as_deref().map(|path| keys_file::read(path, section)).transpose()? {
+            Some(InFile::Keys(keys)) => Self::Keys(keys),
+            Some(InFile::Unfilled(place)) => Self::Chain { unfilled: Some(place) },
+            Some(InFile::Nothing) | None => Self::Chain { unfilled: None },
+        })
+    }
+}
+
+/// What a place's credentials are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Keys that hold until somebody revokes them.
+    Keys(Keys),
+    /// Keys that end by themselves: a role or a login gives out new ones, on this host.
+    Temporary,
+}
+
+/// The credentials that a store with these options uses.
+pub async fn credentials(options: &S3Options) -> Result<Found> {
+    let keys = match Source::of(options)? {
+        Source::Keys(keys) => keys,
+        Source::Chain { .. } => {
+            let chain = chain(options, http_client(options.ca_file.as_deref())?).await;
+            let none = || Error::denied("this host has no credentials for the repository").hint(CHAIN);
+            let provider = chain.credentials_provider().ok_or_else(none)?;
+            let found = provider.provide_credentials().await.map_err(|e| none().source(e))?;
+            if found.expiry().is_some() {
+                return Ok(Found::Temporary);
+            }
+            Keys {
+                id: found.access_key_id().to_owned(),
+                secret: found.secret_access_key().to_owned(),
+                session_token: found.session_token().map(str::to_owned),
+            }
+        }
+    };
+    Ok(if keys.session_token.is_some() { Found::Temporary } else { Found::Keys(keys) })
+}
+
+/// The mend where there are no credentials.
+pub(super) const CHAIN: &str =
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile or role that the AWS chain finds";
+
 pub(super) struct Made {
     pub(super) client: Client,
+    /// The placeholder in the file of keys, where that has no keys yet.
+    pub(super) unfilled: Option<String>,
     pub(super) endpoint: String,
     pub(super) unsigned_payload: bool,
 }
@@ -64,21 +129,20 @@ pub(super) struct Made {
 /// Makes the client for a bucket.
 pub(super) async fn make(options: &S3Options) -> Result<Made> {
     let tls = check_endpoint(options.endpoint.as_deref())?;
-    let keys = options.keys.clone().or_else(|| options.profile.is_none().then(Keys::from_environment).flatten());
+    let source = Source::of(options)?;
     // Reading the system's certificates takes tens of milliseconds: not where nothing is asked over TLS.
-    let plain = !tls && keys.is_some();
+    let plain = !tls && matches!(source, Source::Keys(_));
     let http = if plain { Builder::new().build_http() } else { http_client(options.ca_file.as_deref())? };
     let environment = || ["AWS_REGION", "AWS_DEFAULT_REGION"].iter().find_map(|name| env::var(name).ok());
     let mut region = options.region.clone().or_else(environment);
-    let credentials = match keys {
-        Some(keys) => {
+    let mut unfilled = None;
+    let credentials = match source {
+        Source::Keys(keys) => {
             SharedCredentialsProvider::new(Credentials::new(keys.id, keys.secret, keys.session_token, None, "keys"))
         }
-        None => {
-            let chain = match &options.profile {
-                None => aws_config::defaults(BehaviorVersion::latest()).http_client(http.clone()).load().await,
-                Some(profile) => of_profile(profile, http.clone()).await,
-            };
+        Source::Chain { unfilled: place } => {
+            unfilled = place;
+            let chain = chain(options, http.clone()).await;
             // A profile of its own has a region of its own.
             let own = options.profile.is_some() && options.region.is_none();
             let chained = chain.region().map(ToString::to_string);
@@ -108,7 +172,15 @@ pub(super) async fn make(options: &S3Options) -> Result<Made> {
         config = config.endpoint_url(endpoint);
     }
     let client = Client::from_conf(config.build());
-    Ok(Made { client, endpoint, unsigned_payload: options.unsigned_payload.unwrap_or(tls) })
+    Ok(Made { client, unfilled, endpoint, unsigned_payload: options.unsigned_payload.unwrap_or(tls) })
+}
+
+/// AWS's chain, or what the profile that is named tells.
+async fn chain(options: &S3Options, http: SharedHttpClient) -> SdkConfig {
+    match &options.profile {
+        None => aws_config::defaults(BehaviorVersion::latest()).http_client(http).load().await,
+        Some(profile) => of_profile(profile, http).await,
+    }
 }
 
 /// What a profile tells. The standard chain would ask the environment first, which holds another repository's.

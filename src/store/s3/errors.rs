@@ -6,7 +6,7 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
-use super::Call;
+use super::{Call, client::CHAIN};
 use crate::error::Error;
 
 /// A request that failed: what it means, and what some callers look at before that.
@@ -35,7 +35,7 @@ impl Call {
     {
         let SdkError::ServiceError(answer) = &error else {
             return Failure {
-                error: self.error(no_answer(&self.bucket.endpoint, &error)),
+                error: self.error(no_answer(&self.bucket.endpoint, self.bucket.unfilled.as_deref(), &error)),
                 status: 0,
                 code: String::new(),
                 delete_marker: false,
@@ -134,15 +134,22 @@ fn refused_as_old(code: &str) -> bool {
 pub(super) const UNREACHED: &str =
     "is the store running, and can it be reached from this host? see `endpoint` under [repository]";
 
-fn no_answer<E: StdError + 'static>(endpoint: &str, error: &SdkError<E, HttpResponse>) -> Error {
+/// `unfilled` is where a key still has to be written.
+fn no_answer<E: StdError + 'static>(
+    endpoint: &str,
+    unfilled: Option<&str>,
+    error: &SdkError<E, HttpResponse>,
+) -> Error {
     let chain: Vec<&dyn StdError> = std::iter::successors(error.source(), |e| (*e).source()).collect();
     let cause = chain.last().map_or_else(|| error.to_string(), ToString::to_string);
     if let Some(e) = chain.iter().find_map(|e| e.downcast_ref::<CredentialsError>()) {
         let text = format!("there are no credentials to use: {cause}");
-        return match e {
-            CredentialsError::ProviderTimedOut(_) => Error::unavailable(text),
-            _ => Error::denied(text)
-                .hint("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile or role that the AWS chain finds"),
+        return match (unfilled, e) {
+            (Some(place), _) => {
+                Error::denied("the access keys were left out of the recovery kit").hint(format!("fill in {place}"))
+            }
+            (None, CredentialsError::ProviderTimedOut(_)) => Error::unavailable(text),
+            (None, _) => Error::denied(text).hint(CHAIN),
         };
     }
     if cause.contains("invalid peer certificate") {
