@@ -47,6 +47,7 @@ pub(super) async fn look(
         restored,
         archive_timeout: server.filter(|s| !s.facts.in_recovery).map(|s| s.asked.archive_timeout),
         received: look::received(request.config, request.cluster, &slots),
+        identity: look::identity(request.config, request.cluster),
         file: look::configuration(request.config),
         now,
     };

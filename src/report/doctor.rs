@@ -42,6 +42,8 @@ pub struct Known<'a> {
     pub archive_timeout: Option<Duration>,
     /// Whether somebody receives WAL from the server as it is written, by the slot of `[receive]`.
     pub received: bool,
+    /// The identity file, where it lies on the host of the data directory.
+    pub identity: Option<PathBuf>,
     /// The configuration file.
     pub file: Option<FileSeen>,
     /// When that was.
@@ -63,7 +65,7 @@ pub struct FileSeen {
 type Rule = fn(&Known<'_>) -> Option<Advice>;
 
 /// The rules, in the order in which they are told.
-const RULES: &[Rule] = &[recent_backup, tried_restore, loss, no_window, no_rules, modes];
+const RULES: &[Rule] = &[recent_backup, tried_restore, loss, no_window, no_rules, own_identity, modes];
 
 /// Everything that is to be said.
 #[must_use]
@@ -160,6 +162,18 @@ fn no_rules(known: &Known<'_>) -> Option<Advice> {
     })
 }
 
+fn own_identity(known: &Known<'_>) -> Option<Advice> {
+    let file = known.identity.as_ref()?.display();
+    Some(Advice {
+        name: "own-identity",
+        what: format!("{file}: this host can read all that it ever stored, and so can whoever takes it over"),
+        mend: "archiving and backups need the recipients only: keep the identity in two other places, remove \
+               identity_file under [encryption], and recover where the identity is"
+            .into(),
+        grave: false,
+    })
+}
+
 fn modes(known: &Known<'_>) -> Option<Advice> {
     const OTHERS_READ: u32 = 0o004;
     const OTHERS_WRITE: u32 = 0o002;
@@ -210,6 +224,7 @@ mod tests {
             restored: Some(Some(at("20 10:00"))),
             archive_timeout: Some(Duration::from_secs(60)),
             received: false,
+            identity: None,
             file: Some(FileSeen { path: "/etc/walden/walden.toml".into(), mode: 0o100_640, secret: true }),
             now: at("21 10:05"),
         };
@@ -239,6 +254,7 @@ mod tests {
             assert_eq!(told(|known| known.archive_timeout = Some(Duration::from_secs(timeout))), ["loss"]);
         }
         assert!(told(|known| (known.archive_timeout, known.received) = (Some(Duration::ZERO), true)).is_empty());
+        assert_eq!(told(|known| known.identity = Some("/etc/walden/identity".into())), ["own-identity"]);
         assert_eq!(told(|known| known.file.as_mut().unwrap().mode = 0o100_642), ["configuration-modes"]);
         let open =
             |secret| told(move |known| known.file = Some(FileSeen { path: "/w".into(), mode: 0o100_644, secret }));

@@ -1,7 +1,7 @@
 //! Looks at a cluster: at its server and the files beside it, then at what of it is in the repository. Reads only, and
 //! goes on without whatever does not answer.
 
-use std::{fs, future::Future, os::unix::fs::MetadataExt, sync::Arc, time::Duration};
+use std::{fs, future::Future, os::unix::fs::MetadataExt, path::PathBuf, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 
@@ -61,6 +61,7 @@ pub async fn status(
         restored,
         archive_timeout: server.as_ref().ok().filter(|server| !server.in_recovery).map(|server| server.archive_timeout),
         received: server.as_ref().is_ok_and(|server| received(config, cluster, &server.slots)),
+        identity: identity(config, cluster),
         file: configuration(config),
         now,
     });
@@ -79,6 +80,13 @@ pub fn configuration(config: &Config) -> Option<FileSeen> {
         _ => false,
     });
     Some(FileSeen { path, mode, secret })
+}
+
+/// The identity file, where it lies on the host of the data directory.
+#[must_use]
+pub fn identity(config: &Config, cluster: &ClusterConfig) -> Option<PathBuf> {
+    let file = config.encryption.identity_file.as_ref().filter(|file| file.exists())?;
+    here(cluster).map(|_| file.clone())
 }
 
 /// Whether somebody receives by the slot of `[receive]`.
