@@ -2,7 +2,7 @@
 //! is about: a name that a person gave, paths, libraries and collations. It is sealed beside it, and put back for
 //! whoever can read it.
 
-use std::io::Write;
+use std::{borrow::Cow, io::Write};
 
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,22 @@ struct About {
     environment: Option<Environment>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     tablespaces: Vec<Tablespace>,
+}
+
+impl BackupDocument {
+    /// As it may be read by everybody: of one whose sealed part has been put back, without that.
+    pub(super) fn readable(&self) -> Cow<'_, Self> {
+        match self.about {
+            None => Cow::Borrowed(self),
+            Some(_) => Cow::Owned(Self {
+                label: None,
+                extra_left_out: Vec::new(),
+                environment: None,
+                tablespaces: Vec::new(),
+                ..self.clone()
+            }),
+        }
+    }
 }
 
 impl System {
@@ -127,7 +143,11 @@ mod tests {
         assert!(!text.contains("orders") && !text.contains("tenant"), "{text}");
         system.publish(&told, 1).await.unwrap();
         let found = system.backup(whole.id).await.unwrap();
-        assert_eq!(BackupDocument { about: None, ..found }, whole);
+        assert_eq!(BackupDocument { about: None, ..found.clone() }, whole);
+        // Whoever writes it again, having read it as a whole, does not give it away.
+        system.publish(&found, 2).await.unwrap();
+        let key = system.folder.backup_document(whole.id, 2).unwrap();
+        assert_eq!(store::read(&*system.store, &key, 1 << 20).await.unwrap(), text.as_bytes());
         // Without it the backup is there all the same.
         system.store.delete(&system.folder.about(whole.id, 1).unwrap()).await.unwrap();
         assert_eq!(system.backups().await.unwrap(), [told]);

@@ -249,7 +249,7 @@ impl System {
     /// Writes the document that makes a backup exist. Refused where an expiry has given the attempt up.
     pub async fn publish(&self, backup: &BackupDocument, number: u32) -> Result<()> {
         let key = self.folder.backup_document(backup.id, number)?;
-        match self.store.put(&key, documents::to_bytes(backup)?.into()).await? {
+        match self.store.put(&key, documents::to_bytes(&*backup.readable())?.into()).await? {
             Put::Created => Ok(()),
             Put::Exists if number == 1 && self.document_of(backup.id, 1).await?.is_none() => Err(Error::refused(
                 format!("backup {} was taken for dead, and an expiry has given it up", backup.id),
