@@ -25,6 +25,7 @@
 //! | [`keep`] | retention: which backups and WAL stay by the rules, and the removal of the rest |
 //! | [`kit`] | the recovery kit: one file with what is needed when the machine is gone |
 //! | [`report`] | what people look at: sentences about windows, drawings of timelines, the state of a cluster |
+//! | [`verify`] | whether everything is there that backups and windows need, and is what was written |
 //! | [`repository`] | the layout of a repository: keys, documents, manifests, leases. The one place that knows what is called what |
 //! | [`postgres`] | what PostgreSQL is: LSNs, segment names, timelines, the control file. Knows nothing of repositories |
 //! | [`seal`] | the byte pipeline: zstd frames, heads, seek tables, BLAKE3. Knows neither PostgreSQL nor stores |
@@ -56,6 +57,7 @@ pub mod restore;
 pub mod seal;
 pub mod service;
 pub mod store;
+pub mod verify;
 pub mod wal;
 
 pub use error::{Error, Result};

@@ -25,6 +25,7 @@ use walden::{
     postgres::{Lsn, SegmentName, TimelineId},
     progress::Unwatched,
     repository::{FORMAT, Stored, System, SystemFolder, summaries::Need},
+    seal::{Blake3, blake3},
     store::Key,
     wal::Summarizer,
 };
@@ -74,8 +75,12 @@ async fn scene_with(count: u64, delay: Duration, backups: &[u64], wrong: Option<
     let newest = backups.last().copied().unwrap_or(FIRST);
     for (day, number) in [FIRST, gap.end + 5].into_iter().chain(backups.iter().copied()).enumerate() {
         let id = format!("202601{:02}T000000Z", day + 1).parse().unwrap();
-        let document = backup_json(&main, number, &format!("202601{:02}T000000Z", day + 1));
+        let name = format!("202601{:02}T000000Z", day + 1);
+        let manifest = manifest_json(&name);
+        let document = backup_json(&main, number, &name, blake3(manifest.as_bytes()));
         others.push((folder.backup_document(id, 1).unwrap(), document.to_string().into()));
+        others.push((folder.manifest(id, 1).unwrap(), frames(manifest.as_bytes())));
+        others.push((folder.part(id, 1).unwrap(), vec![0; PART as usize]));
     }
     for branch in &branches {
         let timeline = TimelineId::new(branch.writer.timeline).unwrap();
@@ -96,8 +101,18 @@ fn system_json() -> serde_json::Value {
     })
 }
 
+/// The length of the only part of a backup.
+const PART: u64 = 100_000;
+
+/// The manifest of a backup of nothing.
+fn manifest_json(id: &str) -> String {
+    let part =
+        json!({ "backup": id, "number": 1, "length": PART, "blake3": wal::any_hash(), "frames": [[PART, 1_000_000]] });
+    json!({ "format": FORMAT, "parts": [part], "files": [] }).to_string()
+}
+
 /// A backup that lies in one segment.
-fn backup_json(line: &Line, number: u64, id: &str) -> serde_json::Value {
+fn backup_json(line: &Line, number: u64, id: &str, manifest: Blake3) -> serde_json::Value {
     let (start, name) = (Lsn(number * SIZE.bytes() + 40), wal::name(line.writer.timeline, number));
     json!({
         "format": FORMAT, "id": id, "cluster": "main", "incarnation": "7-1", "postgres": wal::VERSION,
@@ -105,7 +120,7 @@ fn backup_json(line: &Line, number: u64, id: &str) -> serde_json::Value {
         "start_lsn": start, "checkpoint_lsn": start, "stop_lsn": Lsn(start.0 + 500_000),
         "started": line.writer.time(number, 0), "stopped": line.writer.time(number, 50),
         "first_segment": name, "last_segment": name, "size": 1_000_000, "files": 10, "stored": 100_000,
-        "parts": [{ "number": 1, "length": 100_000 }], "manifest": 1, "manifest_blake3": wal::any_hash(),
+        "parts": [{ "number": 1, "length": PART }], "manifest": 1, "manifest_blake3": manifest,
         "data_checksums": true,
         "required": {
             "max_connections": 100, "max_worker_processes": 8, "max_wal_senders": 10, "max_prepared_transactions": 0,
@@ -153,6 +168,7 @@ impl Scene {
             target: Target::parse(to, began()).unwrap(),
             backup: None,
             timeline: timeline.map(|t| TimelineId::new(t).unwrap()),
+            without: Vec::new(),
             now: self.main.writer.time(self.main.numbers.end, 0),
         };
         let watch = Watch { progress: Arc::new(Unwatched), interrupt: Interrupter::new().listen() };
@@ -211,6 +227,21 @@ async fn requests_are_few() {
     let logs = COUNT / SIZE.per_log() + 1;
     // One for each roll-up and one for their list; the log that is not complete, and both sides of the gap, from heads.
     assert!(surveyed.requests <= logs + SIZE.per_log() + 8, "{surveyed:?}");
+
+    // A fast verification needs hardly more than the drawing of all timelines.
+    let watch = Watch { progress: Arc::new(Unwatched), interrupt: Interrupter::new().listen() };
+    plan::window::timelines(&scene.system, Depth::Records, &watch).await.unwrap();
+    let drawn = scene.store.asked();
+    let report = walden::verify::fast(&scene.system, &watch).await.unwrap();
+    let verified = scene.store.asked();
+    assert!(verified.requests <= drawn.requests + 32, "{verified:?} {drawn:?}");
+    assert_eq!(
+        (report.looked.segments, report.looked.backups, report.looked.parts),
+        (COUNT - 3 + 2 * (COUNT / 20), 3, 3)
+    );
+    // The three segments that are missing, and where the way behind them begins.
+    let found: Vec<_> = report.damage.iter().map(|found| (found.wrong, found.objects)).collect();
+    assert_eq!(found, [(walden::verify::Wrong::Missing, 3)], "{:?}", report.damage);
 
     let last = scene.system.last_commit(&segments[..9_000]).await.unwrap().unwrap();
     let number = segments[8_999].0.number(SIZE).unwrap();
@@ -330,5 +361,10 @@ async fn a_million_segments() {
         assert_eq!(timelines.timelines[0].windows.len(), 2);
         told(&format!("timeline of everything, {depth:?}"), begun, scene.store.asked());
     }
+    let watch = Watch { progress: Arc::new(Unwatched), interrupt: Interrupter::new().listen() };
+    let begun = Instant::now();
+    let report = walden::verify::fast(&scene.system, &watch).await.unwrap();
+    assert_eq!(report.damage.len(), 1, "{:?}", report.damage);
+    told("fast verification", begun, scene.store.asked());
     assert!(peak() < 256 << 20, "{} MB", peak() >> 20);
 }

@@ -20,8 +20,9 @@ use crate::{
     postgres::{Lsn, TimelineHistory, TimelineId},
     repository::{
         BackupDocument, BackupId, BadPage, File, Files, Hashed, IntentDocument, LayerMaps, Origin, Overlaid, Part,
-        System, overlay,
+        PartName, System, overlay,
     },
+    store::Key,
 };
 
 /// Indexes that are read at a time.
@@ -36,7 +37,9 @@ pub struct Ancestor {
     /// The newest last: what it knows of a file counts.
     readings: Vec<Reading>,
     since: Option<Since>,
-    parts: HashMap<(BackupId, u32), Part>,
+    parts: HashMap<PartName, Part>,
+    /// Nothing of these is used.
+    damaged: HashSet<PartName>,
     bad: HashMap<String, Vec<u32>>,
     maps: LayerMaps,
 }
@@ -112,7 +115,12 @@ async fn newest(
 ) -> Result<Ancestor> {
     let mut ancestor = Ancestor::nothing(system, block_size);
     let mut sealed = None;
-    for document in system.backups().await?.into_iter().rev().filter(|document| is_on(history, document)) {
+    ancestor.damaged = damaged(system).await?;
+    let (backups, unreadable) = system.readable_backups().await?;
+    for (id, error) in unreadable {
+        tracing::warn!("backup {id} is not compared with: {error}");
+    }
+    for document in backups.into_iter().rev().filter(|document| is_on(history, document)) {
         match ancestor.backup(&document, here).await {
             Ok(()) => {
                 ancestor.base = Some(document);
@@ -129,6 +137,17 @@ async fn newest(
     Ok(ancestor)
 }
 
+/// Parts that a verification has found damaged.
+async fn damaged(system: &System) -> Result<HashSet<PartName>> {
+    let (_, note) = system.damage_note().await?;
+    let keys = note.objects.iter().filter_map(|object| Key::new(object.key.as_str()).ok());
+    let part = |key: Key| {
+        let backup = system.folder.backup_of(&key)?;
+        Some((backup, system.folder.part_number(backup, &key)?))
+    };
+    Ok(keys.filter_map(part).collect())
+}
+
 fn is_on(history: &TimelineHistory, backup: &BackupDocument) -> bool {
     history.contains(backup.timeline, backup.start_lsn) && history.contains(backup.timeline, backup.stop_lsn)
 }
@@ -142,6 +161,7 @@ impl Ancestor {
             readings: Vec::new(),
             since: None,
             parts: HashMap::new(),
+            damaged: HashSet::new(),
             bad: HashMap::new(),
             maps: LayerMaps::new(system.clone()),
         }
@@ -151,13 +171,20 @@ impl Ancestor {
         let manifest = self.system.manifest(document).await?;
         let there = self.system.parts_there(manifest.parts.iter().map(|p| p.backup)).await?;
         for part in manifest.parts {
-            match there.get(&(part.backup, part.number)) {
+            let name = (part.backup, part.number);
+            match there.get(&name).filter(|_| !self.damaged.contains(&name)) {
                 Some(length) if *length == part.length => _ = self.parts.insert((part.backup, part.number), part),
                 found => tracing::warn!(
                     "part {} of backup {} {}: what lies in it is stored again, and older backups that need it cannot be restored",
                     part.number,
                     part.backup,
-                    if found.is_some() { "does not have its length" } else { "is missing" }
+                    if self.damaged.contains(&name) {
+                        "is damaged"
+                    } else if found.is_some() {
+                        "does not have its length"
+                    } else {
+                        "is missing"
+                    }
                 ),
             }
         }

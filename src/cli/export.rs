@@ -29,7 +29,11 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     let parallel = context.config()?.backup.parallel;
     let mut found = None;
     for system in System::all(&store, &cluster.name).await? {
-        if let Some(backup) = system.backups().await?.into_iter().find(|backup| backup.id == args.backup) {
+        let (backups, damaged) = system.readable_backups().await?;
+        if let Some((_, error)) = damaged.into_iter().find(|(id, _)| *id == args.backup) {
+            return Err(error);
+        }
+        if let Some(backup) = backups.into_iter().find(|backup| backup.id == args.backup) {
             found = Some((system, backup));
         }
     }

@@ -35,7 +35,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         let stock = if args.space { Some(system.stock().await?) } else { None };
         let backups = match &stock {
             Some(stock) => stock.backups.clone(),
-            None => system.backups().await?,
+            None => system.readable_backups().await?.0,
         };
         let pins = system.pins().await?.into_iter().map(|pin| pin.backup).collect();
         found.push((timelines(&system, Depth::Ends, &cluster, context).await?, backups, pins, stock));
@@ -67,7 +67,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
             let title = format!("system {incarnation} (PostgreSQL {})", timelines.system.postgres);
             out.line(format_args!("{gap}{}", out.paint(Paint::Strong, title)));
         }
-        if timelines.backups().is_empty() {
+        if timelines.backups().is_empty() && timelines.unreadable.is_empty() {
             out.line(format_args!("no backup of system {incarnation} yet; take one: walden backup"));
         } else {
             sum_up(timelines, context.clock.now(), context);
@@ -115,6 +115,9 @@ fn sum_up(timelines: &Timelines, now: DateTime<Utc>, context: &Context) {
             out.line(format_args!("{} {end}", out.paint(Paint::Bad, "broken:")));
         }
     }
+    for lost in &timelines.unreadable {
+        out.line(format_args!("{} backup {}: {}", out.paint(Paint::Bad, "damaged:"), lost.id, lost.why));
+    }
     tell_suspensions(timelines, out);
     tell_unread(timelines, out);
 }
@@ -160,6 +163,7 @@ fn document((timelines, backups, pins, stock): &Found) -> serde_json::Value {
     let mut system = json!({
         "system": timelines.system,
         "timelines": ways,
+        "unreadable": timelines.unreadable,
         "suspensions": timelines.suspensions,
         "backups": backups.iter().map(document).collect::<Vec<_>>(),
     });
@@ -254,6 +258,9 @@ fn reach(backup: &BackupMark, timelines: &Timelines, context: &Context) -> (Stri
             // A later window of the same row of segments may have ended before this backup began.
             let time = until.time.filter(|time| *time >= backup.stopped).map_or_else(|| unknown.into(), human::time);
             (time, until.lsn.max(Lsn(backup.stop_lsn.0)).to_string())
+        }
+        (Some(broken), _) if broken.missing.is_empty() => {
+            (context.output.paint(Paint::Bad, "cannot be restored"), String::new())
         }
         _ => (context.output.paint(Paint::Bad, "its WAL is missing"), String::new()),
     }

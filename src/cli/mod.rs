@@ -32,6 +32,7 @@ mod status;
 mod sync;
 mod table;
 mod timeline;
+mod verify;
 mod wal;
 
 use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
@@ -151,6 +152,8 @@ enum Command {
     Adopt(adopt::Args),
     /// Write a backup as pg_basebackup would have: tar files with their backup_manifest
     Export(export::Args),
+    /// Prove that everything is there that the backups and the archive need, and with --deep that it is what was written
+    Verify(verify::Args),
     /// Have the other repositories catch up with the first: everything is compared, what is missing is copied
     Sync(sync::Args),
     /// Remove what the rules of [keep] do not keep; tells first what goes, and what can be recovered afterwards
@@ -184,7 +187,7 @@ impl Command {
     fn prove_reads(&self, chosen: Option<&RepositoryName>) -> Result<()> {
         let reads = match self {
             Self::Status(_) | Self::List(_) | Self::Find(_) | Self::Timeline(_) | Self::Plan(_) => true,
-            Self::Restore(_) | Self::Export(_) => true,
+            Self::Restore(_) | Self::Export(_) | Self::Verify(_) => true,
             Self::Wal(args) => args.reads(),
             _ => false,
         };
@@ -210,6 +213,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<End> {
         Command::Restore(args) => restore::run(&args, context).await,
         Command::Adopt(args) => adopt::run(&args, context).await,
         Command::Export(args) => export::run(&args, context).await,
+        Command::Verify(args) => verify::run(&args, context).await,
         Command::Sync(args) => sync::run(&args, context).await,
         Command::Expire(args) => expire::run(&args, context).await,
         Command::Pin(args) => pin::pin(&args, context).await,

@@ -64,11 +64,16 @@ pub struct Shown<'a> {
 
 /// Makes the plan, and gives the system along that it leads through.
 pub async fn make(wish: &Wish, context: &Context) -> Result<(Plan, System)> {
+    make_without(wish, Vec::new(), context).await
+}
+
+/// The same without these backups.
+pub async fn make_without(wish: &Wish, without: Vec<BackupId>, context: &Context) -> Result<(Plan, System)> {
     let now = context.clock.now();
     let target = Target::parse(&wish.to, now)?;
     let cluster = context.cluster()?;
     let mut systems = System::all(&context.reading().await?, &cluster.name).await?;
-    let request = PlanRequest { target, backup: wish.backup, timeline: wish.timeline, now };
+    let request = PlanRequest { target, backup: wish.backup, timeline: wish.timeline, without, now };
     let plan = plan::plan(&systems, &request, &watch(context)).await?;
     let at = systems.iter().position(|s| s.folder.incarnation == plan.incarnation);
     let at = at.ok_or_else(|| Error::internal("a plan through an unknown system"))?;

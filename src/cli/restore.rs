@@ -189,7 +189,10 @@ async fn recover(
         context.output.remark("nothing was done");
         return Ok(End::NeedsPerson);
     }
-    let restored = prepared.run(&watch).await.map_err(unplanned)?;
+    let restored = match prepared.run(&watch).await {
+        Err(error) if error.kind() == Kind::Damaged => return Err(another_way(error, &plan, &args.wish, context).await),
+        ended => ended.map_err(unplanned)?,
+    };
     let configuration = Configuration::find(&plan, &restored)?;
     if !context.output.json {
         tell_restored(&restored, &plan, &context.output);
@@ -210,6 +213,18 @@ async fn recover(
         tell_took(&took, &context.output);
     }
     Ok(End::Done)
+}
+
+/// Damage that was met in the middle, with the backup that leads to the same place without it, if there is one.
+async fn another_way(error: Error, plan: &Plan, wish: &Wish, context: &Context) -> Error {
+    let wish = Wish { to: wish.to.clone(), backup: None, timeline: wish.timeline };
+    match plan::make_without(&wish, vec![plan.backup.id], context).await {
+        Ok((other, _)) => error.hint(format!(
+            "backup {0} leads there as well: repeat the command with --backup {0} --force; or bring the damaged object back from another copy of the repository and repeat it as it was",
+            other.backup.id
+        )),
+        Err(_) => error,
+    }
 }
 
 /// How the server of the copy is started.

@@ -93,7 +93,7 @@ pub fn holding(hold: &HoldDocument) -> Holding {
 }
 
 /// What lies in the folders of backups.
-async fn folders(system: &System) -> Result<BTreeMap<BackupId, Folder>> {
+pub async fn folders(system: &System) -> Result<BTreeMap<BackupId, Folder>> {
     let names = system.store.folders(&system.folder.backups()).await?;
     let list = |id: BackupId| async move {
         let mut folder = Folder::default();

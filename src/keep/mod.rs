@@ -18,4 +18,5 @@ mod simulation;
 pub use delete::plan_deletion;
 pub use execute::Done;
 pub use expire::{ExpiryPlan, carry_out, plan_expiry, system_of};
+pub use gather::folders;
 pub use policy::{Policy, Reason};

@@ -20,6 +20,7 @@ mod survey;
 mod target;
 #[cfg(test)]
 mod tests;
+mod whole;
 pub mod window;
 
 pub use estimate::Estimate;

@@ -28,6 +28,8 @@ pub struct PlanRequest {
     pub backup: Option<BackupId>,
     /// This timeline and no other.
     pub timeline: Option<TimelineId>,
+    /// None of these backups.
+    pub without: Vec<BackupId>,
     /// When it is wished: what "how long ago" counts from.
     pub now: DateTime<Utc>,
 }
@@ -46,14 +48,20 @@ pub struct Watch {
 pub async fn plan(systems: &[System], request: &PlanRequest, watch: &Watch) -> Result<Plan> {
     let mut first_error = None;
     for system in systems.iter().rev() {
-        let backups = system.backups().await?;
-        let wanted = |b: &BackupDocument| request.backup.is_none_or(|id| b.id == id);
-        if !backups.iter().any(wanted) {
+        let (mut backups, damaged) = system.readable_backups().await?;
+        let wanted = |id: BackupId| request.backup.is_none_or(|wanted| id == wanted);
+        if !backups.iter().any(|b| wanted(b.id))
+            && let Some((id, error)) = damaged.into_iter().find(|(id, _)| wanted(*id))
+        {
+            return Err(error.context(format!("backup {id} cannot be used")));
+        }
+        backups.retain(|b| !request.without.contains(&b.id));
+        if !backups.iter().any(|b| wanted(b.id)) {
             continue;
         }
         let suspensions = system.gap_notes().await?;
         let planner = Planner { system, request, watch, suspensions, backups };
-        match planner.plan().await {
+        match planner.whole().await {
             Err(error) if error.kind() == Kind::NotFound => first_error = first_error.or(Some(error)),
             done => return done,
         }
@@ -70,11 +78,12 @@ pub(super) struct Planner<'a> {
     pub(super) watch: &'a Watch,
     /// When archiving was suspended, the oldest first.
     pub(super) suspensions: Vec<GapNote>,
-    backups: Vec<BackupDocument>,
+    pub(super) backups: Vec<BackupDocument>,
 }
 
 impl Planner<'_> {
-    async fn plan(&self) -> Result<Plan> {
+    /// Where the target lies, and the backup that leads there.
+    pub(super) async fn find(&self) -> Result<Found> {
         let histories = self.histories().await?;
         let (Some(main), others) = (histories.first(), histories.get(1..).unwrap_or_default()) else {
             return Err(Error::not_found("the repository holds no timeline of this system"));
@@ -95,12 +104,12 @@ impl Planner<'_> {
                     b.history.timeline, main.timeline, b.history.timeline
                 )
             }));
-            return self.finish(found).await;
+            return Ok(found);
         }
         match found {
-            Ok(found) if branches.is_empty() => self.finish(found).await,
+            Ok(found) if branches.is_empty() => Ok(found),
             Err(error) => match branches.pop() {
-                Some(only) if branches.is_empty() => self.finish(only).await,
+                Some(only) if branches.is_empty() => Ok(only),
                 Some(last) => Err(self.ambiguous(branches.iter().chain([&last]))),
                 None => Err(error),
             },
@@ -136,7 +145,7 @@ impl Planner<'_> {
         candidates
     }
 
-    async fn immediate(&self, histories: &[TimelineHistory]) -> Result<Plan> {
+    async fn immediate(&self, histories: &[TimelineHistory]) -> Result<Found> {
         let newest = histories
             .iter()
             .flat_map(|h| self.candidates(h).into_iter().map(move |b| (h, b)))
@@ -148,7 +157,7 @@ impl Planner<'_> {
         let size = self.system.document.segment_size;
         let runs = path::runs(self.system, history, size.number_of(backup.start_lsn)).await?;
         let run = self.run_of(&runs, backup).ok_or_else(|| self.broken(backup, &runs))?;
-        let found = Found {
+        Ok(Found {
             history: history.clone(),
             run: run.clone(),
             backup: backup.clone(),
@@ -157,8 +166,7 @@ impl Planner<'_> {
             warnings: Vec::new(),
             begin: Lsn(u64::MAX),
             proven: 0..0,
-        };
-        self.finish(found).await
+        })
     }
 
     /// The run that holds everything the backup itself needs.

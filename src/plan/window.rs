@@ -10,7 +10,8 @@ mod gather;
 mod rows;
 mod suspended;
 
-pub use gather::{Depth, timelines};
+pub use edges::Break;
+pub use gather::{Damage, Depth, Gathered, timelines};
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -27,6 +28,9 @@ pub struct Timelines {
     pub system: SystemDocument,
     /// Its timelines by their numbers, so that a parent comes before its children.
     pub timelines: Vec<Timeline>,
+    /// Backups whose documents are damaged: nothing more is known of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<Unreadable>,
     /// When archiving was suspended, the oldest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub suspensions: Vec<GapNote>,
@@ -267,6 +271,15 @@ pub struct BackupMark {
     pub recoverable_to: Option<Lsn>,
     /// How far recovery from it reaches on its own timeline.
     pub until: Option<Instant>,
+}
+
+/// A backup whose document is damaged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unreadable {
+    /// Its id.
+    pub id: BackupId,
+    /// What is wrong with it.
+    pub why: String,
 }
 
 /// Why a backup cannot be used.

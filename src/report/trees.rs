@@ -38,7 +38,7 @@ pub fn system(number: u64, first_seen: &str, postgres: u32, timelines: Vec<Timel
         block_size: 8192,
         first_seen: at(first_seen),
     };
-    Timelines { system, timelines, suspensions: Vec::new(), unread: None }
+    Timelines { system, timelines, unreadable: Vec::new(), suspensions: Vec::new(), unread: None }
 }
 
 pub fn timeline(number: u32) -> Timeline {

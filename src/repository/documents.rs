@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use sha2::{Digest, Sha256};
 
 use super::{
     about::AboutObject,
@@ -273,12 +274,40 @@ pub struct Tombstone {
     pub given_up: DateTime<Utc>,
 }
 
-/// A document as it is stored: JSON that people can read, with a line feed at its end.
+/// What begins and what ends the last line but one of a document, around 64 hexadecimal digits.
+const CHECKSUM: (&str, &str) = ("  \"sha256\": \"", "\"\n}\n");
+
+/// A document as it is stored: JSON that people can read, with a line feed at its end. The last field is the SHA-256 of
+/// the lines before it: `head -n -2 | sha256sum` tells the same.
 pub fn to_bytes<T: Serialize>(document: &T) -> Result<Vec<u8>> {
-    let mut bytes =
-        serde_json::to_vec_pretty(document).map_err(|e| Error::internal("write a document as JSON").source(e))?;
-    bytes.push(b'\n');
-    Ok(bytes)
+    let json =
+        serde_json::to_string_pretty(document).map_err(|e| Error::internal("write a document as JSON").source(e))?;
+    let fields = json.strip_suffix("\n}").ok_or_else(|| Error::internal("a document without fields"))?;
+    let lines = format!("{fields},\n");
+    let (before, behind) = CHECKSUM;
+    Ok(format!("{lines}{before}{}{behind}", sha256(&lines)).into_bytes())
+}
+
+fn sha256(text: &str) -> String {
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether the document is as it was written. Those of an older Walden have no checksum.
+fn is_sound(text: &str) -> bool {
+    let (before, behind) = CHECKSUM;
+    let length = before.len() + 64 + behind.len();
+    let split = text.len().checked_sub(length).and_then(|at| text.split_at_checked(at));
+    if let Some((lines, line)) = split
+        && let Some(digits) = line.strip_prefix(before).and_then(|rest| rest.strip_suffix(behind))
+    {
+        return lines.ends_with(",\n") && digits == sha256(lines);
+    }
+    // The field under a name that is damaged.
+    let digits = |line: &str| {
+        let value = line.trim().strip_suffix('"').and_then(|line| line.rsplit_once('"'));
+        value.is_some_and(|(_, value)| value.len() == 64 && value.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    !text.contains("\"sha256\"") && !text.lines().rev().nth(1).is_some_and(digits)
 }
 
 /// Reads a document called `name`. A format of the future is told apart from damage.
@@ -290,6 +319,9 @@ pub fn from_bytes<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T> {
     }
     let damaged = |e: serde_json::Error| Error::damaged(format!("{name} cannot be read")).source(e);
     let format = serde_json::from_slice::<Formatted>(bytes).map_err(damaged)?.format;
+    if !std::str::from_utf8(bytes).is_ok_and(is_sound) {
+        return Err(Error::damaged(format!("{name} is not as it was written: its checksum is another")));
+    }
     if format > FORMAT {
         return Err(Error::refused(format!("{name} has format {format}; this Walden knows formats up to {FORMAT}"))
             .hint("use the version of Walden that wrote it, or a newer one"));
@@ -301,6 +333,26 @@ pub fn from_bytes<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T> {
 mod tests {
     use super::*;
     use crate::error::Kind;
+
+    #[test]
+    fn no_byte_of_a_document_changes_unnoticed() {
+        let made = DateTime::UNIX_EPOCH;
+        let document = RepositoryDocument { format: 1, id: "x".into(), made, mirror_of: None };
+        let bytes = to_bytes(&document).unwrap();
+        for at in 0..bytes.len() {
+            for change in [0x01, 0x20, 0x2A] {
+                let mut other = bytes.clone();
+                other[at] ^= change;
+                let read = from_bytes::<RepositoryDocument>("walden.json", &other);
+                assert!(read.is_err(), "byte {at} of {}", String::from_utf8_lossy(&other));
+            }
+            assert!(from_bytes::<RepositoryDocument>("walden.json", &bytes[..at]).is_err(), "{at} bytes");
+        }
+        let extended = [&bytes[..], b"\n"].concat();
+        assert!(from_bytes::<RepositoryDocument>("walden.json", &extended).is_err());
+        let older = serde_json::to_vec_pretty(&document).unwrap();
+        assert_eq!(from_bytes::<RepositoryDocument>("walden.json", &older).unwrap(), document);
+    }
 
     #[test]
     fn the_future_is_told_apart_from_damage() {

@@ -176,10 +176,10 @@ impl SystemFolder {
     }
 
     /// Whether that is about one repository alone, and means nothing in another that holds the same: how long a
-    /// restore from there took, and what was removed there.
+    /// restore from there took, what was removed there, and what is damaged there.
     #[must_use]
     pub fn is_of_one_repository(&self, key: &Key) -> bool {
-        ["restores", "condemned", "horizon"].iter().any(|kind| key.as_str().starts_with(&self.notes(kind)))
+        ["restores", "condemned", "horizon", "damage"].iter().any(|kind| key.as_str().starts_with(&self.notes(kind)))
     }
 
     /// What an object in the folder of a backup is; none of what no Walden of this version writes there.
@@ -274,14 +274,14 @@ pub fn piece_of(key: &Key) -> Option<(SegmentName, u32, u32)> {
 
 /// The name of the roll-up that an object's key names, if it is one's.
 #[must_use]
-pub(super) fn roll_up_of(key: &Key) -> Option<RollUpName> {
+pub fn roll_up_of(key: &Key) -> Option<RollUpName> {
     let (_, name) = key.as_str().rsplit_once('/')?;
     name.strip_suffix(".json.zst")?.parse().ok()
 }
 
 /// What the key of an archived file tells of it: where it belongs, its name, and of a partial segment its content's hash.
 #[must_use]
-pub(super) fn archived(key: &Key) -> Option<(Incarnation, WalFile, Option<Blake3>)> {
+pub fn archived(key: &Key) -> Option<(Incarnation, WalFile, Option<Blake3>)> {
     let parts: Vec<&str> = key.as_str().split('/').collect();
     let [_, incarnation, "wal", _, rest @ ..] = parts.as_slice() else { return None };
     let (name, hash) = match rest {

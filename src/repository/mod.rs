@@ -5,6 +5,7 @@ mod about;
 mod catalogue;
 mod condemned;
 mod copies;
+mod damage;
 mod documents;
 mod environment;
 mod extra;
@@ -19,6 +20,7 @@ pub mod lease;
 mod listing;
 mod manifest;
 mod names;
+mod needs;
 mod notes;
 mod numbered;
 mod part_index;
@@ -45,6 +47,7 @@ pub use about::AboutObject;
 pub use catalogue::{CatalogueEntry, CatalogueWriter};
 pub use condemned::Condemned;
 pub use copies::Copies;
+pub use damage::{DamageNote, DamagedObject};
 pub use documents::{
     AncestorLeft, BackupDocument, BadPage, FORMAT, IntentDocument, NeededOf, PartSummary, RepositoryDocument,
     SystemDocument, Tablespace, Tombstone,
@@ -56,10 +59,11 @@ pub use gaps::{GapNote, MissingRow, Suspended, rows as rows_of_segments};
 pub use horizon::{Horizons, horizons};
 pub use kits::{Cleared, KitLock, KitNote};
 pub use layer_maps::{LayerMaps, Overlaid, overlay};
-pub use layout::{BackupObject, REPOSITORY, SystemFolder, piece_of, segment_of};
+pub use layout::{BackupObject, REPOSITORY, SystemFolder, archived, piece_of, roll_up_of, segment_of};
 pub use listing::Stored;
 pub use manifest::{Directory, File, FileStat, FileSystem, Hashed, Layer, LayerKind, LayerMap, Manifest, Origin, Part};
 pub use names::{BackupId, ClusterName, EndedRow, Incarnation, RepositoryName, RollUpName};
+pub use needs::Needs;
 pub use notes::{Measured, RestoreNote};
 pub use part_index::{LayerBlocks, PartIndex};
 pub use pins::Pin;
@@ -116,6 +120,11 @@ pub async fn clusters(store: &dyn Store) -> Result<Vec<ClusterName>> {
     Ok(store.folders("").await?.iter().filter_map(|name| name.parse().ok()).collect())
 }
 
+/// Proves that a document is what was written, whatever it tells.
+pub async fn prove_document(store: &dyn Store, key: &Key) -> Result<()> {
+    document::<serde_json::Value>(store, key).await.map(drop)
+}
+
 async fn document<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &Key) -> Result<T> {
     loop {
         let read = store::read(store, key, DOCUMENT_LIMIT).await;
@@ -167,6 +176,9 @@ impl System {
     pub async fn open(store: Arc<dyn Store>, cluster: &ClusterName, incarnation: Incarnation) -> Result<Self> {
         let folder = SystemFolder { cluster: cluster.clone(), incarnation };
         match document::<SystemDocument>(&*store, &folder.system()?).await {
+            Ok(SystemDocument { cluster: other, incarnation: of, .. }) if (&other, of) != (cluster, incarnation) => {
+                Err(Error::damaged(format!("{} says that it is cluster {other}, system {of}", folder.system()?)))
+            }
             Ok(document) => Ok(Self { store, folder, document, copies: None }),
             Err(error) if error.kind() == Kind::NotFound => {
                 open(&*store).await?;
@@ -191,17 +203,25 @@ impl System {
         Ok(systems)
     }
 
-    /// The backups that exist, oldest first.
-    pub async fn backups(&self) -> Result<Vec<BackupDocument>> {
-        let mut backups = Vec::new();
-        for name in self.store.folders(&self.folder.backups()).await? {
-            if let Ok(id) = name.parse::<BackupId>()
-                && let Some(backup) = self.newest_document(id).await?
-            {
-                backups.push(self.with_about(backup).await?);
+    /// The backups whose documents can be read, oldest first, and those whose documents are damaged, each with what is
+    /// wrong.
+    pub async fn readable_backups(&self) -> Result<(Vec<BackupDocument>, Vec<(BackupId, Error)>)> {
+        let (mut backups, mut damaged) = (Vec::new(), Vec::new());
+        for id in self.store.folders(&self.folder.backups()).await?.iter().filter_map(|name| name.parse().ok()) {
+            match self.newest_document(id).await {
+                Ok(Some(found)) => backups.push(self.with_about(found).await?),
+                Ok(None) => {}
+                Err(error) if error.kind() == Kind::Damaged => damaged.push((id, error)),
+                Err(error) => return Err(error),
             }
         }
-        Ok(backups)
+        Ok((backups, damaged))
+    }
+
+    /// The backups that exist, oldest first.
+    pub async fn backups(&self) -> Result<Vec<BackupDocument>> {
+        let (backups, damaged) = self.readable_backups().await?;
+        damaged.into_iter().next().map_or(Ok(backups), |(_, error)| Err(error))
     }
 
     /// One backup.
@@ -233,11 +253,25 @@ impl System {
     /// The `number`th document of a backup; `None` where it is the tombstone of an attempt that was given up.
     pub async fn document_of(&self, id: BackupId, number: u32) -> Result<Option<BackupDocument>> {
         let key = self.folder.backup_document(id, number)?;
-        let bytes = store::read(&*self.store, &key, DOCUMENT_LIMIT).await?;
-        if documents::from_bytes::<Tombstone>(key.as_str(), &bytes).is_ok() {
-            return Ok(None);
+        loop {
+            match self.read_document_of(id, &key).await {
+                Err(error) if store::another_copy(&*self.store, &key, &error) => {}
+                ended => return ended,
+            }
         }
-        documents::from_bytes(key.as_str(), &bytes).map(Some)
+    }
+
+    async fn read_document_of(&self, id: BackupId, key: &Key) -> Result<Option<BackupDocument>> {
+        let bytes = store::read(&*self.store, key, DOCUMENT_LIMIT).await?;
+        let other = |of: BackupId| Error::damaged(format!("{key} says that it is of backup {of}"));
+        if let Ok(tombstone) = documents::from_bytes::<Tombstone>(key.as_str(), &bytes) {
+            return if tombstone.id == id { Ok(None) } else { Err(other(tombstone.id)) };
+        }
+        let found: BackupDocument = documents::from_bytes(key.as_str(), &bytes)?;
+        if (found.id, &found.cluster, found.incarnation) != (id, &self.folder.cluster, self.folder.incarnation) {
+            return Err(other(found.id));
+        }
+        Ok(Some(found))
     }
 
     /// What lies in a backup's folder besides its parts: `part-` sorts after all else, so that a short listing holds it.
@@ -345,9 +379,18 @@ impl System {
 
     /// Reads the manifest of a backup and proves its hash.
     pub async fn manifest(&self, backup: &BackupDocument) -> Result<Manifest> {
+        self.proven_manifest(backup, |text| Manifest::read(text)).await
+    }
+
+    /// The same by `read`, from whichever copy is whole.
+    async fn proven_manifest<T: Send + 'static>(
+        &self,
+        backup: &BackupDocument,
+        read: impl Fn(&mut dyn std::io::Read) -> Result<T> + Clone + Send + 'static,
+    ) -> Result<T> {
         let key = self.folder.manifest(backup.id, backup.manifest)?;
         loop {
-            match self.read_manifest(backup, |text| Manifest::read(text)).await {
+            match self.read_manifest(backup, read.clone()).await {
                 Err(error) if store::another_copy(&*self.store, &key, &error) => {}
                 ended => return ended,
             }

@@ -311,7 +311,7 @@ impl System {
 }
 
 /// Reading a manifest without holding it.
-mod stream {
+pub(super) mod stream {
     use std::{fmt, io::Read, marker::PhantomData};
 
     use serde::{

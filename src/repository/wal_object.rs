@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
-use super::{documents::FORMAT, join, unheaded::Unheaded};
+use super::{documents::FORMAT, join, layout, unheaded::Unheaded};
 use crate::{
     error::{Error, Result},
     postgres::{Lsn, SystemId, TimelineId, Version, WalFile},
@@ -68,7 +68,7 @@ impl WalHead {
     }
 
     fn length(&self) -> Result<usize> {
-        serde_json::to_vec(self).map(|json| json.len()).map_err(|e| Error::internal("write a head as JSON").source(e))
+        seal::head_json(self).map(|json| json.len())
     }
 }
 
@@ -165,6 +165,7 @@ fn parse(key: &Key, front: &[u8], length: u64) -> Result<(Option<WalHead>, usize
         ))
         .hint("use the version of Walden that wrote it, or a newer one"));
     }
+    prove_name(key, &head)?;
     if end as u64 + head.compressed != length {
         let expected = end as u64 + head.compressed;
         return Err(damaged(key, Error::damaged(format!("it is {length} bytes long where its head says {expected}"))));
@@ -173,6 +174,17 @@ fn parse(key: &Key, front: &[u8], length: u64) -> Result<(Option<WalHead>, usize
         head.summary = None;
     }
     Ok((Some(head), end))
+}
+
+/// An object under another's name is no better than one that is damaged.
+fn prove_name(key: &Key, head: &WalHead) -> Result<()> {
+    let Some((incarnation, file, hash)) = layout::archived(key) else { return Ok(()) };
+    let own = head.system.is_none_or(|system| system == incarnation.system);
+    if head.name == file && own && hash.is_none_or(|hash| hash == head.blake3) {
+        return Ok(());
+    }
+    let of = head.system.filter(|_| !own).map_or_else(String::new, |system| format!(" of system {system}"));
+    Err(damaged(key, Error::damaged(format!("it says that it holds {} bytes of {}{of}", head.size, head.name))))
 }
 
 /// A head whose summary alone cannot be read: a later Walden may have written it.

@@ -135,9 +135,39 @@ impl<W: Write> Write for FrameWriter<W> {
     }
 }
 
+/// What stands between a head's own fields and its checksum: eight hexadecimal digits, `"}`.
+const CHECKSUM: &[u8] = b",\"crc32c\":\"";
+/// The bytes of that and of the checksum.
+const CLOSING: usize = CHECKSUM.len() + 8 + 2;
+
+/// The JSON of a head: an object whose last field is the CRC-32C of everything before that field.
+pub fn head_json<T: Serialize>(document: &T) -> Result<Vec<u8>> {
+    let mut json = serde_json::to_vec(document).map_err(|e| Error::internal("write a head as JSON").source(e))?;
+    if json.pop() != Some(b'}') {
+        return Err(Error::internal("a head that is no object"));
+    }
+    let checksum = crc32c::crc32c(&json);
+    json.extend_from_slice(CHECKSUM);
+    json.extend_from_slice(format!("{checksum:08x}\"}}").as_bytes());
+    Ok(json)
+}
+
+/// Whether the checksum at the end of a head is that of what is before it. An older head has none.
+fn is_sound(json: &[u8]) -> bool {
+    let Some(at) = json.len().checked_sub(CLOSING) else { return true };
+    let (before, closing) = json.split_at(at);
+    let (name, value) = closing.split_at(CHECKSUM.len());
+    let digits = &value[..8];
+    if name == CHECKSUM {
+        return *digits == *format!("{:08x}", crc32c::crc32c(before)).as_bytes();
+    }
+    // The checksum of a head whose name for it is damaged.
+    !(name.ends_with(b"\":\"") && digits.iter().all(u8::is_ascii_hexdigit))
+}
+
 /// A head as it stands at the front of an object: a skippable frame that holds `document` as JSON.
 pub fn head<T: Serialize>(document: &T) -> Result<Vec<u8>> {
-    let json = serde_json::to_vec(document).map_err(|e| Error::internal("write a head as JSON").source(e))?;
+    let json = head_json(document)?;
     if json.len() > HEAD_LIMIT {
         return Err(Error::internal(format!("a head of {} bytes is over the limit of {HEAD_LIMIT}", json.len())));
     }
@@ -206,6 +236,9 @@ pub fn read_head<T: DeserializeOwned>(bytes: &[u8]) -> Result<Head<T>> {
     }
     let end = 8 + length as usize;
     let json = bytes.get(8..end).ok_or_else(|| Error::damaged("the object ends inside its head"))?;
+    if !is_sound(json) {
+        return Ok(Head::Unreadable(serde::de::Error::custom("its checksum is wrong"), end));
+    }
     Ok(match serde_json::from_slice(json) {
         Ok(document) => Head::Present(document, end),
         Err(error) => Head::Unreadable(error, end),
@@ -269,6 +302,23 @@ mod tests {
         *broken.last_mut().unwrap() ^= 1;
         assert!(read_index_frame(&broken, 100).is_err());
         assert!(read_index_frame(&found[..found.len() - 1], 100).is_err());
+    }
+
+    #[test]
+    fn no_byte_of_a_head_changes_unnoticed() {
+        let whole = head(&serde_json::json!({ "size": 3, "name": "0000000100000000DEADBEEF" })).unwrap();
+        for at in 0..whole.len() {
+            for change in [0x01, 0x20, 0x80] {
+                let mut bytes = whole.clone();
+                bytes[at] ^= change;
+                let read = read_head::<serde_json::Value>(&bytes);
+                assert!(!matches!(read, Ok(Head::Present(..))), "byte {at} of {}", String::from_utf8_lossy(&bytes));
+            }
+        }
+        // One without a checksum is of an older Walden.
+        let json = br#"{"size":3,"first_lsn":"0/40000000"}"#;
+        let bytes = [&HEAD_MAGIC.to_le_bytes()[..], &(json.len() as u32).to_le_bytes(), json].concat();
+        assert!(matches!(read_head::<serde_json::Value>(&bytes), Ok(Head::Present(..))));
     }
 
     #[test]

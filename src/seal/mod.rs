@@ -12,7 +12,9 @@ mod seek;
 mod team;
 
 pub use blocks::{BlockHash, BlockMap};
-pub use frame::{FRAME_CONTENT, FrameWriter, HEAD_LIMIT, Head, head, index_frame, read_head, read_index_frame};
+pub use frame::{
+    FRAME_CONTENT, FrameWriter, HEAD_LIMIT, Head, head, head_json, index_frame, read_head, read_index_frame,
+};
 pub use hash::{Blake3, HashReader, HashWriter, blake3};
 pub use seek::{FrameSize, SeekTable};
 pub use team::FrameTeam;

@@ -92,7 +92,7 @@ pub struct FindReport {
 /// Searches the archive of the newest of a cluster's systems, which comes last.
 pub async fn find(systems: &[System], request: &FindRequest, watch: &Watch) -> Result<FindReport> {
     for system in systems.iter().rev() {
-        let mut backups = system.backups().await?;
+        let (mut backups, _) = system.readable_backups().await?;
         if backups.is_empty() {
             continue;
         }

@@ -22,7 +22,9 @@ use crate::{
 
 /// A place that no recovery can pass.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Break {
+pub struct Break {
+    /// The segment that was looked at.
+    pub segment: SegmentName,
     /// Nothing from here on can be reached from before it.
     pub at: Lsn,
     /// The end of the last record that can be reached.
@@ -56,16 +58,16 @@ impl Seen {
         let summary = &found.summary;
         match &found.fault {
             Some(Fault::Damaged { why }) => {
-                return self.stop(start, WindowEnd::Damaged { segment: found.name, what: why.clone() });
+                return self.stop(found.name, start, WindowEnd::Damaged { segment: found.name, what: why.clone() });
             }
             Some(Fault::Unlinked { at, why, .. }) => {
-                self.stop(start, WindowEnd::Broken { at: *at, what: why.clone() });
+                self.stop(found.name, start, WindowEnd::Broken { at: *at, what: why.clone() });
             }
             None => {}
         }
         if let Some(told) = summary.turns.items.iter().find(|told| says_minimal(&told.fact)) {
             self.last_commit = summary.first_commit.clone().filter(|c| c.lsn < told.lsn).or(self.last_commit.take());
-            self.stop(told.lsn, WindowEnd::Minimal { at: told.lsn });
+            self.stop(found.name, told.lsn, WindowEnd::Minimal { at: told.lsn });
         }
         if summary.records > 0 {
             self.end = Some(summary.end);
@@ -78,20 +80,20 @@ impl Seen {
             self.last_time = Some(self.last_time.map_or(time, |last| last.max(time)));
         }
         if let Ending::Broken { at, why } = &summary.ending {
-            self.stop(*at, WindowEnd::Broken { at: *at, what: why.clone() });
+            self.stop(found.name, *at, WindowEnd::Broken { at: *at, what: why.clone() });
         } else if let Some(PieceEnd { end, why: Some(why) }) = &found.pieces {
-            self.stop(*end, WindowEnd::Pieces { segment: found.name, what: why.clone() });
+            self.stop(found.name, *end, WindowEnd::Pieces { segment: found.name, what: why.clone() });
         }
     }
 
-    fn stop(&mut self, at: Lsn, end: WindowEnd) {
+    fn stop(&mut self, segment: SegmentName, at: Lsn, end: WindowEnd) {
         let proven = match &end {
             // Its last record may go on in the segment that is damaged.
             WindowEnd::Damaged { .. } => self.end.unwrap_or(at).min(at),
             WindowEnd::Broken { at, .. } | WindowEnd::Minimal { at } => *at,
             WindowEnd::Archive | WindowEnd::Missing { .. } | WindowEnd::Pieces { .. } => at,
         };
-        self.breaks.push(Break { at, proven, end, last_commit: self.last_commit.clone() });
+        self.breaks.push(Break { segment, at, proven, end, last_commit: self.last_commit.clone() });
     }
 }
 

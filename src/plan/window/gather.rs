@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Range,
     sync::Arc,
 };
 
@@ -9,7 +10,7 @@ use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{
-    BackupMark, Broken, Fork, Gap, Instant, Row, Timeline, Timelines, Window, WindowEnd,
+    BackupMark, Broken, Fork, Gap, Instant, Row, Timeline, Timelines, Unreadable, Window, WindowEnd,
     edges::{self, Break, Seen},
     rows::{self, Listing, Run},
 };
@@ -21,7 +22,7 @@ use crate::{
     },
     postgres::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId},
     progress::Unwatched,
-    repository::{BackupDocument, Stored, System},
+    repository::{BackupDocument, BackupId, DamageNote, GapNote, Stored, System},
     wal::Ended,
 };
 
@@ -40,26 +41,97 @@ pub enum Depth {
 
 /// The timelines of a system, with everything that lies on them.
 pub async fn timelines(system: &System, depth: Depth, watch: &Watch) -> Result<Timelines> {
-    let backups = system.backups().await?;
-    let mut ids: BTreeSet<TimelineId> = system.timelines().await?.into_iter().collect();
-    ids.extend(backups.iter().map(|b| b.timeline));
-    let mut listing = Listing::default();
-    let mut histories = BTreeMap::new();
-    for &id in &ids {
-        listing.add(id, system.segments_and_pieces(id, None, None).await?, system.document.segment_size);
-        let history = match system.history(id).await {
-            Err(error) if error.kind() == Kind::NotFound => Err(format!("{}.history is missing", id.hex())),
-            Err(error) if matches!(error.kind(), Kind::Damaged | Kind::Refused) => Err(error.to_string()),
-            history => Ok(history?),
-        };
-        histories.insert(id, history);
+    let known = Damage::noted(&system.damage_note().await?.1);
+    Gathered::new(system, depth, watch).await?.timelines(&known).await
+}
+
+/// What is known to be of no use, besides what the listing and the summaries tell.
+#[derive(Clone, Debug, Default)]
+pub struct Damage {
+    /// Backups that nothing can be restored from, and why.
+    pub backups: BTreeMap<BackupId, String>,
+    /// Segments that no recovery passes, and why.
+    pub segments: BTreeMap<SegmentName, String>,
+    /// Whether to believe that whatever else was found damaged is whole: to tell what the damage costs.
+    pub spared: bool,
+}
+
+impl Damage {
+    /// What a verification has found.
+    #[must_use]
+    pub fn noted(note: &DamageNote) -> Self {
+        let mut damage = Self::default();
+        for object in &note.objects {
+            damage.segments.extend(object.segment().map(|name| (name, object.words())));
+            damage.backups.extend(object.backups.iter().map(|id| (*id, object.words())));
+        }
+        damage
     }
-    let size = system.document.segment_size;
-    let mut gather = Gather { system, depth, watch, size, listing, histories, backups, seen: HashMap::new() };
-    gather.look().await?;
-    let mut timelines = gather.put_together().await?;
-    timelines.explain(system.gap_notes().await?);
-    Ok(timelines)
+
+    /// Whether a place is one that recovery does not pass.
+    fn is_break(&self, found: &Break) -> bool {
+        !self.spared || matches!(found.end, WindowEnd::Minimal { .. })
+    }
+}
+
+/// What lies in the archive of a system, listed and looked at once.
+pub struct Gathered<'a> {
+    gather: Gather<'a>,
+    notes: Vec<GapNote>,
+    unreadable: Vec<Unreadable>,
+}
+
+impl std::fmt::Debug for Gathered<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gathered").finish_non_exhaustive()
+    }
+}
+
+impl<'a> Gathered<'a> {
+    /// Lists and looks.
+    pub async fn new(system: &'a System, depth: Depth, watch: &'a Watch) -> Result<Self> {
+        let (backups, damaged) = system.readable_backups().await?;
+        let unreadable = damaged.into_iter().map(|(id, error)| Unreadable { id, why: error.to_string() }).collect();
+        let mut ids: BTreeSet<TimelineId> = system.timelines().await?.into_iter().collect();
+        ids.extend(backups.iter().map(|b| b.timeline));
+        let mut listing = Listing::default();
+        let mut histories = BTreeMap::new();
+        for &id in &ids {
+            listing.add(id, system.segments_and_pieces(id, None, None).await?, system.document.segment_size);
+            let history = match system.history(id).await {
+                Err(error) if error.kind() == Kind::NotFound => Err(format!("{}.history is missing", id.hex())),
+                Err(error) if matches!(error.kind(), Kind::Damaged | Kind::Refused) => Err(error.to_string()),
+                history => Ok(history?),
+            };
+            histories.insert(id, history);
+        }
+        let size = system.document.segment_size;
+        let (seen, damage) = (HashMap::new(), Damage::default());
+        let mut gather = Gather { system, depth, watch, size, listing, histories, backups, seen, damage };
+        gather.look().await?;
+        Ok(Self { gather, notes: system.gap_notes().await?, unreadable })
+    }
+
+    /// What of it can be recovered, in spite of that damage.
+    pub async fn timelines(&mut self, damage: &Damage) -> Result<Timelines> {
+        self.gather.damage = damage.clone();
+        let mut timelines = self.gather.put_together().await?;
+        timelines.unreadable.clone_from(&self.unreadable);
+        timelines.explain(self.notes.clone());
+        Ok(timelines)
+    }
+
+    /// How many segments there are, and the bytes of their objects.
+    #[must_use]
+    pub fn segments(&self) -> (u64, u64) {
+        let counts = self.gather.histories.keys().map(|timeline| self.gather.listing.count(*timeline));
+        counts.fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1))
+    }
+
+    /// Where the looking has found that no recovery passes, on each timeline.
+    pub fn breaks(&self) -> impl Iterator<Item = (TimelineId, &Break)> {
+        self.gather.seen.iter().flat_map(|(last, seen)| seen.breaks.iter().map(|found| (last.timeline, found)))
+    }
 }
 
 struct Gather<'a> {
@@ -73,6 +145,7 @@ struct Gather<'a> {
     backups: Vec<BackupDocument>,
     /// What was seen of each row, by its last segment.
     seen: HashMap<SegmentName, Seen>,
+    damage: Damage,
 }
 
 /// A part of a run that recovery can pass from end to end.
@@ -159,8 +232,13 @@ impl Gather<'_> {
             timeline.gaps.sort_by_key(|g| g.first);
         }
         let unread = self.seen.values().find_map(|seen| seen.unread.clone());
-        let mut timelines =
-            Timelines { system: self.system.document.clone(), timelines, suspensions: Vec::new(), unread };
+        let mut timelines = Timelines {
+            system: self.system.document.clone(),
+            timelines,
+            unreadable: Vec::new(),
+            suspensions: Vec::new(),
+            unread,
+        };
         if let Some(live) = timelines.timelines.iter().max_by_key(|t| (last_sign(t), t.timeline)).map(|t| t.timeline) {
             timelines.set_live(live);
         }
@@ -222,11 +300,24 @@ impl Gather<'_> {
             .unwrap_or_default();
         for (timeline, numbers) in runs.iter().flat_map(|run| &run.parts).filter(|(t, _)| *t == history.timeline) {
             let last = SegmentName::from_number(*timeline, numbers.end - 1, self.size);
-            breaks.extend(last.and_then(|last| self.seen.get(&last)).into_iter().flat_map(|seen| seen.breaks.clone()));
+            let seen = last.and_then(|last| self.seen.get(&last)).into_iter().flat_map(|seen| &seen.breaks);
+            breaks.extend(seen.filter(|found| self.damage.is_break(found)).cloned());
+            breaks.extend(self.known(*timeline, numbers));
         }
         breaks.sort_by_key(|b| b.at);
         breaks.dedup_by_key(|b| b.at);
         breaks
+    }
+
+    /// Segments of a row that are known to be damaged.
+    fn known(&self, timeline: TimelineId, numbers: &Range<u64>) -> Vec<Break> {
+        let known = self.damage.segments.iter().filter(|(name, _)| name.timeline == timeline);
+        let broken = |(name, what): (&SegmentName, &String)| {
+            let at = name.start(self.size).ok().filter(|at| numbers.contains(&self.size.number_of(*at)))?;
+            let end = WindowEnd::Damaged { segment: *name, what: what.clone() };
+            Some(Break { segment: *name, at, proven: at, end, last_commit: None })
+        };
+        known.filter_map(broken).collect()
     }
 
     async fn windows(
@@ -238,13 +329,17 @@ impl Gather<'_> {
         let mut windows = Vec::new();
         for (index, run) in runs.iter().enumerate() {
             let candidates: Vec<BackupDocument> =
-                self.backups.iter().filter(|b| lies_on(b, history) && self.is_whole(run, b)).cloned().collect();
+                self.backups.iter().filter(|b| lies_on(b, history) && self.is_usable(run, b)).cloned().collect();
             if candidates.is_empty() {
                 continue;
             }
             let seen = self.end_of(run).await?;
             breaks.extend(
-                seen.breaks.iter().filter(|b| !breaks.iter().any(|k| k.at == b.at)).cloned().collect::<Vec<_>>(),
+                seen.breaks
+                    .iter()
+                    .filter(|b| self.damage.is_break(b) && !breaks.iter().any(|k| k.at == b.at))
+                    .cloned()
+                    .collect::<Vec<_>>(),
             );
             breaks.sort_by_key(|b| b.at);
             for stretch in self.stretches(run, breaks) {
@@ -258,6 +353,10 @@ impl Gather<'_> {
             }
         }
         Ok(windows)
+    }
+
+    fn is_usable(&self, run: &Run, backup: &BackupDocument) -> bool {
+        !self.damage.backups.contains_key(&backup.id) && self.is_whole(run, backup)
     }
 
     /// Whether a run has everything that the backup itself needs.
@@ -342,8 +441,7 @@ impl Gather<'_> {
             let (Some(first), Some(last)) = (name(numbers.start), name(numbers.end - 1)) else { continue };
             let before = runs.iter().rev().find(|r| r.whole_end() <= numbers.start).and_then(|r| r.parts.last());
             let after = runs.iter().find(|r| r.first() >= numbers.end).and_then(|r| r.parts.first());
-            let seen = |piece: Option<&(TimelineId, std::ops::Range<u64>)>,
-                        number: fn(&std::ops::Range<u64>) -> u64| {
+            let seen = |piece: Option<&(TimelineId, Range<u64>)>, number: fn(&Range<u64>) -> u64| {
                 let (timeline, numbers) = piece?;
                 let row = self.listing.rows(*timeline).iter().find(|row| row.contains(&number(numbers)))?;
                 self.seen.get(&SegmentName::from_number(*timeline, row.end - 1, self.size)?)
@@ -401,6 +499,9 @@ impl Gather<'_> {
     }
 
     fn why_broken(&self, backup: &BackupDocument) -> Broken {
+        if let Some(why) = self.damage.backups.get(&backup.id) {
+            return Broken { why: why.clone(), missing: Vec::new() };
+        }
         let history = match self.histories.get(&backup.timeline) {
             Some(Ok(history)) => history,
             Some(Err(lost)) => return Broken { why: lost.clone(), missing: Vec::new() },

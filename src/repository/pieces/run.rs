@@ -144,6 +144,13 @@ impl PieceRun {
     }
 }
 
+impl System {
+    /// Reads a piece, and proves it.
+    pub async fn prove_piece(&self, segment: SegmentName, piece: Piece) -> Result<()> {
+        read(self, segment, piece).await.map(drop)
+    }
+}
+
 async fn fetch(system: System, segment: SegmentName, piece: Piece) -> Fetched {
     (piece, read(&system, segment, piece).await)
 }
