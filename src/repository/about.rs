@@ -96,6 +96,14 @@ impl System {
         Ok(document)
     }
 
+    /// An error unless what was left out of the document of a backup can be read.
+    pub async fn prove_about(&self, backup: BackupId) -> Result<()> {
+        match self.newest_document(backup).await?.and_then(|document| document.about) {
+            Some(object) => self.read_about(backup, object).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
     async fn read_about(&self, backup: BackupId, object: AboutObject) -> Result<About> {
         let key = self.folder.about(backup, object.number)?;
         loop {

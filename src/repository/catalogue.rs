@@ -82,6 +82,7 @@ impl System {
         mut each: impl FnMut(&mut T, CatalogueEntry) + Send + 'static,
     ) -> Result<T> {
         let Some(number) = backup.catalogue else { return Ok(state) };
+        let id = backup.id;
         let key = self.folder.catalogue(backup.id, number)?;
         let download = self.store.get(&key, None).await.map_err(|e| match e.kind() {
             Kind::NotFound => Error::damaged(format!("backup {} has lost its catalogue {key}", backup.id)),
@@ -98,6 +99,11 @@ impl System {
                 {
                     return Err(Error::refused(format!("the catalogue has format {format}"))
                         .hint("use the version of Walden that wrote it, or a newer one"));
+                }
+                if let CatalogueEntry::Catalogue { backup, .. } = entry
+                    && backup != id
+                {
+                    return Err(Error::damaged(format!("it says that it is of backup {backup}")));
                 }
                 each(&mut state, entry);
             }

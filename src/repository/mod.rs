@@ -195,9 +195,15 @@ impl System {
         open(&**store).await?;
         let mut systems = Vec::new();
         for name in store.folders(&format!("{cluster}/")).await? {
-            if let Ok(incarnation) = name.parse() {
-                systems.push(Self::open(store.clone(), cluster, incarnation).await?);
-            }
+            let Ok(incarnation) = name.parse() else { continue };
+            systems.push(Self::open(store.clone(), cluster, incarnation).await.map_err(|error| {
+                match error.kind() {
+                    // Something is in its folder.
+                    Kind::Invalid => Error::damaged(format!("{cluster}/{incarnation}/system.json is missing"))
+                        .hint("walden init on the host of its server writes it again"),
+                    _ => error,
+                }
+            })?);
         }
         systems.sort_by_key(|s| (s.document.first_seen, s.document.incarnation));
         Ok(systems)

@@ -47,7 +47,8 @@ pub struct Judged {
 /// A part that backups need.
 #[derive(Debug, Default)]
 struct Needed {
-    length: u64,
+    /// None where only the number is known.
+    length: Option<u64>,
     backups: Vec<BackupId>,
 }
 
@@ -63,11 +64,15 @@ pub fn judge(
     for Known { document, needs } in backups {
         judged.looked.backups += 1;
         judged.own_objects(folder, folders.get(&document.id), document)?;
-        let own = || document.parts.iter().map(|part| ((document.id, part.number), part.length));
-        let parts: Vec<(PartName, u64)> = match needs {
+        let own = || document.parts.iter().map(|part| ((document.id, part.number), Some(part.length)));
+        let told = || {
+            let of = document.needed_parts.iter().filter(|of| of.backup != document.id);
+            of.flat_map(|of| of.parts.iter().map(|number| ((of.backup, *number), None)))
+        };
+        let parts: Vec<(PartName, Option<u64>)> = match needs {
             Ok(needs) => {
                 judged.looked.layers += needs.layers;
-                needs.parts.iter().map(|(name, length)| (*name, *length)).collect()
+                needs.parts.iter().map(|(name, length)| (*name, Some(*length))).collect()
             }
             Err(Unknown::Damaged(why)) => {
                 let key = folder.manifest(document.id, document.manifest)?;
@@ -80,20 +85,20 @@ pub fn judge(
             }
             Err(Unknown::Refused(why)) => {
                 judged.remarks.push(format!(
-                    "backup {}: only its own parts were looked for, by their names and lengths: {why}",
+                    "backup {}: its parts were looked for by the names and lengths that its document tells: {why}",
                     document.id
                 ));
-                own().collect()
+                own().chain(told()).collect()
             }
         };
         for (name, length) in parts {
             let part = needed.entry(name).or_default();
-            part.length = length;
+            part.length = part.length.or(length);
             part.backups.push(document.id);
         }
     }
     judged.parts(folder, folders, needed)?;
-    judged.left(folders, backups, unreadable);
+    judged.left(folder, folders, backups, unreadable);
     Ok(judged)
 }
 
@@ -143,10 +148,12 @@ impl Judged {
             self.looked.parts += 1;
             self.looked.part_bytes += there.unwrap_or(0);
             let (wrong, why) = match there {
-                Some(length) if length == part.length => continue,
-                Some(length) => {
-                    (Wrong::Length, format!("it is {length} bytes long, and was written with {}", part.length))
-                }
+                Some(length) => match part.length.filter(|written| *written != length) {
+                    None => continue,
+                    Some(written) => {
+                        (Wrong::Length, format!("it is {length} bytes long, and was written with {written}"))
+                    }
+                },
                 None => (Wrong::Missing, "the part is not there".to_owned()),
             };
             let key = keys.part(*of, *number)?;
@@ -167,7 +174,13 @@ impl Judged {
     }
 
     /// What attempts have left.
-    fn left(&mut self, folders: &BTreeMap<BackupId, Folder>, backups: &[Known], unreadable: &BTreeSet<BackupId>) {
+    fn left(
+        &mut self,
+        keys: &SystemFolder,
+        folders: &BTreeMap<BackupId, Folder>,
+        backups: &[Known],
+        unreadable: &BTreeSet<BackupId>,
+    ) {
         let exist: BTreeSet<BackupId> =
             backups.iter().map(|known| known.document.id).chain(unreadable.clone()).collect();
         for (id, folder) in folders.iter().filter(|(id, _)| !exist.contains(id)) {
@@ -176,7 +189,8 @@ impl Judged {
             // One that an expiry has given up has a tombstone for a document.
             if has(|o| matches!(o, BackupObject::Manifest(_))) && !has(|o| matches!(o, BackupObject::Document(_))) {
                 self.remarks.push(format!(
-                    "{id} has a manifest and no document: a backup that was killed right before its end, or one whose document is gone"
+                    "{} has a manifest and no document: a backup that was killed right before its end, or one whose document is gone",
+                    keys.backup(*id)
                 ));
             }
         }

@@ -21,6 +21,10 @@ pub fn finding(
     damage: &mut Damage,
 ) -> Finding {
     let found = Finding::new(&bad.key, Wrong::Content, &bad.why);
+    if bad.wrong == Wrong::Head {
+        return Finding { wrong: Wrong::Head, ..found }
+            .costs("no instant: it is read instead of its head, which takes longer");
+    }
     if let Name::Segment(name) = bad.name {
         damage.segments.insert(name, bad.why.clone());
         return found;
@@ -41,6 +45,9 @@ pub fn finding(
                 found.backups(vec![id])
             }
             Some(BackupObject::Catalogue(_)) => found.costs(NAMES),
+            Some(BackupObject::About(_)) => {
+                found.costs("no instant: the backup's label, and what it tells of its host")
+            }
             Some(BackupObject::Extra(_)) => found.costs(extra_costs(id)),
             Some(BackupObject::Document(_)) => found.backups(vec![id]),
             Some(BackupObject::Intent(_)) | None => found.costs("no instant: it tells of how the backup was begun"),

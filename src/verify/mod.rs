@@ -87,7 +87,16 @@ impl<'a> Fast<'a> {
         let known = needs(system, &backups, watch).await?;
         let damaged = damaged.iter().map(|(id, _)| *id).collect();
         let judged = backups::judge(&system.folder, &folders, &known, &damaged)?;
-        let gathered = Gathered::new(system, window::Depth::Records, watch).await?;
+        let mut judged = judged;
+        let gathered = match Gathered::new(system, window::Depth::Records, watch).await {
+            Err(error) if error.kind() == Kind::Refused => {
+                judged
+                    .remarks
+                    .push(format!("only the names of segments were looked at, not how they are linked: {error}"));
+                Gathered::new(system, window::Depth::Ends, watch).await?
+            }
+            gathered => gathered?,
+        };
         let documents = documents(system, &folders)?;
         Ok(Self {
             system,

@@ -29,6 +29,8 @@ pub enum Wrong {
     Length,
     /// It does not hold what was written.
     Content,
+    /// Its head is lost or damaged; what it holds is whole, and proves itself.
+    Head,
     /// Recovery cannot go on from the segment before it.
     Chain,
 }

@@ -27,6 +27,7 @@ use walden_testkit::{
 /// The kinds of objects that are tampered with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    Repository,
     System,
     Document,
     Manifest,
@@ -45,7 +46,7 @@ pub enum Kind {
 
 impl Kind {
     /// Without these nothing more is known.
-    pub const DOCUMENTS: [Self; 3] = [Self::System, Self::Document, Self::Manifest];
+    pub const DOCUMENTS: [Self; 4] = [Self::Repository, Self::System, Self::Document, Self::Manifest];
     /// These do not hide each other.
     pub const OTHERS: [Self; 11] = [
         Self::Part,
@@ -70,6 +71,7 @@ impl Kind {
         let name = key.rsplit('/').next().unwrap();
         let in_wal = key.contains("/wal/");
         match self {
+            Self::Repository => name == "walden.json",
             Self::System => name == "system.json",
             Self::Document => name.starts_with("backup-"),
             Self::Manifest => name.starts_with("manifest-"),
@@ -282,7 +284,17 @@ impl Copy {
         });
         _ = fs::remove_dir_all(state_dir);
         match looked {
-            Ok(reports) => reports.into_iter().flat_map(|report| report.damage).map(|found| found.object).collect(),
+            Ok(reports) => {
+                let remarks =
+                    reports.iter().flat_map(|report| &report.remarks).filter_map(|told| told.split(' ').next());
+                let remarks: Vec<String> = remarks.map(str::to_owned).collect();
+                reports
+                    .iter()
+                    .flat_map(|report| &report.damage)
+                    .map(|found| found.object.clone())
+                    .chain(remarks)
+                    .collect()
+            }
             // Without `system.json` nothing can be looked at: the error names it.
             Err(error) => error.to_string().split([':', ' ']).map(str::to_owned).collect(),
         }

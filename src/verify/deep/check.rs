@@ -13,15 +13,18 @@ use crate::{
     error::{Error, Kind, Result},
     postgres::{SegmentName, TimelineHistory, TimelineId},
     repository::{
-        BackupDocument, BackupId, BackupObject, NeededPart, PartName, System, archived, join, piece_of, pieces::Piece,
-        prove_document, roll_up_of, rollup::RollUp, wal_object,
+        BackupDocument, BackupId, BackupObject, NeededPart, PartName, System, archived, join, piece_of,
+        pieces::Piece,
+        prove_document, roll_up_of,
+        rollup::RollUp,
+        wal_object::{self, WalObject},
     },
     store::{self, Key},
     wal::{End, Reader, SegmentCheck, SegmentEnd},
 };
 
-/// The longest roll-up that makes sense, in bytes.
-const ROLL_UP: u64 = 32 << 20;
+/// The longest manifest, catalogue or roll-up that is held, in bytes.
+const LONGEST: u64 = 128 << 20;
 
 /// What objects are held against.
 #[derive(Debug)]
@@ -51,40 +54,52 @@ impl Checker {
             BackupObject::Manifest(number) => !counts(|b| Some(b.manifest), number),
             BackupObject::Catalogue(number) => !counts(|b| b.catalogue, number),
             BackupObject::Extra(number) => !counts(|b| b.extra.as_ref().map(|extra| extra.number), number),
+            BackupObject::About(number) => !counts(|b| b.about.map(|about| about.number), number),
             BackupObject::Document(_) | BackupObject::Intent(_) => false,
         }
     }
 
     /// Reads an object and proves it. `Damaged` when it is not what was written.
-    pub async fn check(&self, object: &Object) -> Result<()> {
+    pub async fn check(&self, object: &Object) -> Result<Soundness> {
         let key = object.name.key(&self.system)?;
         if let Name::Segment(name) = object.name {
             return self.segment(name, &key, object.length).await;
         }
-        let folder = &self.system.folder;
         if let Some((segment, from, to)) = piece_of(&key) {
-            return self.system.prove_piece(segment, Piece { from, to, length: object.length }).await;
+            let piece = Piece { from, to, length: object.length };
+            return self.system.prove_piece(segment, piece).await.map(|()| Soundness::Whole);
         }
         if archived(&key).is_some() {
             let object = wal_object::open(&*self.system.store, &key).await?;
-            return join(tokio::task::spawn_blocking(move || object.read(all).map(drop)).await)?;
+            let sound = Soundness::of(&object);
+            return join(tokio::task::spawn_blocking(move || object.read(all).map(|_| sound)).await)?;
         }
-        if let Some(id) = folder.backup_of(&key)
-            && let Some(of) = folder.object_of(id, &key)
+        self.other(&key, object).await.map(|()| Soundness::Whole)
+    }
+
+    /// Of what is not in the archive.
+    async fn other(&self, key: &Key, object: &Object) -> Result<()> {
+        let folder = &self.system.folder;
+        if let Some(id) = folder.backup_of(key)
+            && let Some(of) = folder.object_of(id, key)
         {
-            return self.of_backup(id, of, object.length).await;
+            return self.of_backup(id, of, key, object.length).await;
         }
-        if let Some(name) = roll_up_of(&key) {
-            let bytes = store::read(&*self.system.store, &key, ROLL_UP).await?;
+        if let Some(name) = roll_up_of(key) {
+            let bytes = store::read(&*self.system.store, key, LONGEST).await?;
+            frames_alone(&bytes)?;
             let read = join(tokio::task::spawn_blocking(move || RollUp::from_bytes(&bytes, true)).await)??;
             let own = key.as_str().starts_with(&folder.roll_ups(read.timeline)) && read.log == name.log;
             return if own { Ok(()) } else { Err(Error::damaged("it is of another log than its name tells")) };
         }
-        prove_document(&*self.system.store, &key).await
+        prove_document(&*self.system.store, key).await
     }
 
-    async fn of_backup(&self, id: BackupId, object: BackupObject, length: u64) -> Result<()> {
+    async fn of_backup(&self, id: BackupId, object: BackupObject, key: &Key, length: u64) -> Result<()> {
         let system = &self.system;
+        if let BackupObject::Manifest(_) | BackupObject::Catalogue(_) | BackupObject::About(_) = object {
+            frames_alone(&store::read(&*system.store, key, LONGEST).await?)?;
+        }
         match (object, self.backups.get(&id)) {
             (BackupObject::Part(number), _) => match self.parts.get(&(id, number)) {
                 Some(needed) => part::check(system, (id, number), length, needed).await,
@@ -108,13 +123,21 @@ impl Checker {
                 let intent = system.intent(id, number).await?;
                 if intent.id == id { Ok(()) } else { Err(Error::damaged(format!("it is of backup {}", intent.id))) }
             }
-            (BackupObject::Manifest(_) | BackupObject::Catalogue(_) | BackupObject::Extra(_), None) => Ok(()),
+            (BackupObject::About(_), Some(_)) => system.prove_about(id).await,
+            (
+                BackupObject::Manifest(_)
+                | BackupObject::Catalogue(_)
+                | BackupObject::Extra(_)
+                | BackupObject::About(_),
+                None,
+            ) => Ok(()),
         }
     }
 
     /// The content by its hash, the pages by their addresses, each record by its CRC.
-    async fn segment(&self, name: SegmentName, key: &Key, length: u64) -> Result<()> {
+    async fn segment(&self, name: SegmentName, key: &Key, length: u64) -> Result<Soundness> {
         let object = wal_object::open(&*self.system.store, key).await?;
+        let sound = Soundness::of(&object);
         if object.length != length {
             return Err(Error::damaged(format!("it is {} bytes long, and was listed with {length}", object.length)));
         }
@@ -145,9 +168,35 @@ impl Checker {
             End::Zeros { at } if !matches!(facts.end, SegmentEnd::Switch { .. }) => {
                 Err(Error::damaged(format!("its records end at {at}")))
             }
-            _ => Ok(()),
+            _ => Ok(sound),
         }
     }
+}
+
+/// How whole an object is that is no worse than that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Soundness {
+    /// It is what was written.
+    Whole,
+    /// What it holds is; what its head told is lost.
+    HeadLost,
+}
+
+impl Soundness {
+    fn of(object: &WalObject) -> Self {
+        if object.head.is_some() { Self::Whole } else { Self::HeadLost }
+    }
+}
+
+/// Refuses what decoders pass over: these objects are frames and nothing else.
+fn frames_alone(mut object: &[u8]) -> Result<()> {
+    while !object.is_empty() {
+        let is_frame = object.starts_with(&zstd::zstd_safe::zstd_sys::ZSTD_MAGICNUMBER.to_le_bytes());
+        let length = zstd::zstd_safe::find_frame_compressed_size(object).ok().filter(|_| is_frame);
+        let rest = length.and_then(|length| object.get(length..));
+        object = rest.ok_or_else(|| Error::damaged("it holds something else than its frames"))?;
+    }
+    Ok(())
 }
 
 fn all(_: &[u8]) -> Result<ControlFlow<()>> {

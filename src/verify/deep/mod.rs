@@ -21,7 +21,8 @@ use futures_util::{StreamExt, stream};
 use serde::Serialize;
 
 pub(super) use self::{check::Checker, objects::Name};
-use self::{journal::Journal, metered::Metered, objects::Object};
+use self::{check::Soundness, journal::Journal, metered::Metered, objects::Object};
+use super::report::Wrong;
 use crate::{
     clock::Clock,
     error::{Error, Kind, Result},
@@ -73,6 +74,7 @@ pub struct Deep {
 pub(super) struct Bad {
     pub key: Key,
     pub name: Name,
+    pub wrong: Wrong,
     pub why: String,
 }
 
@@ -247,8 +249,8 @@ async fn read(
     let check = |(at, object): (usize, Object)| async move {
         let checked = checker.check(&object).await;
         let checked = match checked {
-            Ok(()) => layers::check(checker, &object.name).await,
-            failed => failed,
+            Ok(Soundness::Whole) => layers::check(checker, &object.name).await.map(|()| Soundness::Whole),
+            ended => ended,
         };
         (at, object, checked)
     };
@@ -256,7 +258,12 @@ async fn read(
     while let Some((at, object, checked)) = coming.next().await {
         let key = object.name.key(&checker.system)?;
         match checked {
-            Ok(()) => {
+            Ok(Soundness::HeadLost) => {
+                objects[at].checked = 0;
+                let why = "its head is lost or damaged; what it holds is whole".to_owned();
+                seen.bad.push(Bad { key, name: object.name.clone(), wrong: Wrong::Head, why });
+            }
+            Ok(Soundness::Whole) => {
                 objects[at].checked = seconds(clock.now());
                 if let Some(journal) = &mut journal {
                     journal.checked(&object, objects[at].checked);
@@ -266,7 +273,8 @@ async fn read(
             Err(error) if error.kind() == Kind::Damaged => {
                 tracing::warn!("{key} is damaged: {error}");
                 objects[at].checked = 0;
-                seen.bad.push(Bad { key, name: object.name.clone(), why: told(&error, &object, checker) });
+                let why = told(&error, &object, checker);
+                seen.bad.push(Bad { key, name: object.name.clone(), wrong: Wrong::Content, why });
             }
             // An expiry, or whoever holds a lease, has removed it since it was listed.
             Err(error) if error.kind() == Kind::NotFound => continue,
