@@ -111,7 +111,9 @@ pub(super) async fn look(
             None
         }
     };
-    let now = seconds(clock.now());
+    // Later than all that was done before, however quickly one look follows the other, or the clock goes back.
+    let before = objects.iter().map(|object| object.checked + 1).max().unwrap_or(0);
+    let now = seconds(clock.now()).max(before);
     let mut seen = Seen::default();
     seen.deep.of_objects = objects.len() as u64;
     seen.deep.of_bytes = objects.iter().map(|object| object.length).sum();
@@ -124,14 +126,15 @@ pub(super) async fn look(
     }
     let bytes = chosen.iter().map(|at| objects[*at].length).sum();
     watch.progress.start("reading and proving every object", Some(bytes));
-    let ended = read(&checker, &mut objects, &chosen, request.parallel, clock, journal.as_mut(), &mut seen).await;
+    let when = || seconds(clock.now()).max(now);
+    let ended = read(&checker, &mut objects, &chosen, request.parallel, when, journal.as_mut(), &mut seen).await;
     watch.progress.finish();
     match ended {
         Err(error) if error.kind() == Kind::Interrupted => seen.deep.interrupted = true,
         Err(error) => return Err(error),
         Ok(()) => {
             if let Some(journal) = journal.as_mut().filter(|_| is_round) {
-                journal.end(seconds(clock.now()));
+                journal.end(when());
             }
         }
     }
@@ -241,7 +244,7 @@ async fn read(
     objects: &mut [Object],
     chosen: &[usize],
     parallel: usize,
-    clock: &dyn Clock,
+    when: impl Fn() -> u64,
     mut journal: Option<&mut Journal>,
     seen: &mut Seen,
 ) -> Result<()> {
@@ -264,7 +267,7 @@ async fn read(
                 seen.bad.push(Bad { key, name: object.name.clone(), wrong: Wrong::Head, why });
             }
             Ok(Soundness::Whole) => {
-                objects[at].checked = seconds(clock.now());
+                objects[at].checked = when();
                 if let Some(journal) = &mut journal {
                     journal.checked(&object, objects[at].checked);
                 }
