@@ -9,6 +9,7 @@ use crate::{
     pace::Throttle,
     progress::Progress,
     repository::join,
+    seal::age::Declared,
     store::{Answer, Body, Download, Key, Listed, Put, Store, Upload},
 };
 
@@ -60,8 +61,8 @@ impl Store for Metered {
 
     fn get<'a>(&'a self, key: &'a Key, range: Option<Range<u64>>) -> Answer<'a, Download> {
         Box::pin(async move {
-            let Download { length, body } = self.inner.get(key, range).await?;
-            Ok(Download { length, body: Box::new(MeteredBody { body, meter: self.meter.clone() }) })
+            let Download { length, listed, body } = self.inner.get(key, range).await?;
+            Ok(Download { length, listed, body: Box::new(MeteredBody { body, meter: self.meter.clone() }) })
         })
     }
 
@@ -75,6 +76,14 @@ impl Store for Metered {
 
     fn delete<'a>(&'a self, key: &'a Key) -> Answer<'a, ()> {
         self.inner.delete(key)
+    }
+
+    fn declared<'a>(&'a self, key: &'a Key) -> Answer<'a, Option<Declared>> {
+        self.inner.declared(key)
+    }
+
+    fn as_stored(&self) -> Option<Arc<dyn Store>> {
+        self.inner.as_stored()
     }
 }
 

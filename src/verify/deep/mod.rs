@@ -28,7 +28,7 @@ use crate::{
     error::{Error, Kind, Result},
     plan::Watch,
     repository::{BackupDocument, PartName, RepositoryDocument, System},
-    store::{Key, Listed},
+    store::{self, Key, Listed},
 };
 
 /// How to look.
@@ -232,7 +232,7 @@ fn with_first(mut chosen: Vec<usize>, objects: &[Object], first: &[Key], system:
 
 /// An error unless the object of that key is there, and is what was written.
 pub(super) async fn is_whole(checker: &Checker, key: &Key) -> Result<()> {
-    let length = checker.system.store.get(key, Some(0..0)).await?.length;
+    let length = store::listed_length(&*checker.system.store, key).await?;
     let object = objects::object(&checker.system, &Listed { key: key.clone(), length });
     checker.check(&object).await?;
     layers::check(checker, &object.name).await
@@ -258,6 +258,7 @@ async fn read(
         (at, object, checked)
     };
     let mut coming = stream::iter(wanted.into_iter().map(check)).buffer_unordered(parallel.max(1));
+    let mut unread: (u64, Option<Error>) = (0, None);
     while let Some((at, object, checked)) = coming.next().await {
         let key = object.name.key(&checker.system)?;
         match checked {
@@ -282,13 +283,17 @@ async fn read(
             // An expiry, or whoever holds a lease, has removed it since it was listed.
             Err(error) if error.kind() == Kind::NotFound => continue,
             Err(error) if error.kind() == Kind::Refused => {
-                seen.remarks.push(format!("{key} was not read: {error}"));
+                unread.0 += 1;
+                unread.1.get_or_insert(error);
                 continue;
             }
             Err(error) => return Err(error),
         }
         seen.deep.objects += 1;
         seen.deep.bytes += object.length;
+    }
+    if let (count, Some(error)) = unread {
+        seen.remarks.push(format!("{count} objects were not read: {error}"));
     }
     Ok(())
 }

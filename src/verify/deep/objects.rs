@@ -6,7 +6,7 @@ use crate::{
     error::Result,
     postgres::SegmentName,
     repository::{System, segment_of},
-    store::{Key, Listed},
+    store::{self, Key, Listed},
 };
 
 /// Listings that are asked for at a time.
@@ -69,7 +69,7 @@ pub async fn list(system: &System) -> Result<Vec<Object>> {
         objects.extend(listed);
     }
     for key in histories(system).await?.into_iter().chain([folder.system()?]) {
-        let length = system.store.get(&key, Some(0..0)).await?.length;
+        let length = store::listed_length(&*system.store, &key).await?;
         objects.push(object(system, &Listed { key, length }));
     }
     objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
