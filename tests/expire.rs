@@ -231,7 +231,7 @@ fn expire(folder: &Path, at: usize, trouble: Trouble) -> (bool, bool) {
         let expired = async {
             let now = walden::clock::Clock::now(&SystemClock);
             let plan = keep::plan_expiry(&store, &cluster, &policy, now).await?;
-            keep::carry_out(&plan, Arc::new(SystemClock), &random, &interrupter.listen()).await
+            keep::carry_out(&plan, &[], Arc::new(SystemClock), &random, &interrupter.listen()).await
         };
         (expired.await.is_ok(), faulty.met())
     })

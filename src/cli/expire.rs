@@ -1,5 +1,7 @@
 //! `walden expire` and `walden delete`: what goes is told first, and then it goes.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
 use super::{Align, Context, Paint, Table, exit::End};
@@ -8,9 +10,11 @@ use crate::{
     human,
     keep::{
         self, Done, ExpiryPlan, Policy,
+        mirrors::Mirrored,
         plan::{Litter, SystemPlan, Why},
         remain::Remains,
     },
+    mirror::{self, Mirror},
     report,
     repository::BackupId,
 };
@@ -70,27 +74,30 @@ pub async fn delete(args: &DeleteArgs, context: &Context) -> Result<End> {
 /// Tells the plan, and carries it out unless it is a dry run.
 async fn carry_out(plan: ExpiryPlan, dry_run: bool, context: &Context) -> Result<End> {
     let out = &context.output;
+    let mirrors = mirror::configured(context.config()?, &context.random);
     if !out.json {
-        tell(&plan, context);
+        tell(&plan, &mirrors, context);
         out.flush();
     }
     let mut done = Vec::new();
     if !dry_run {
-        done = keep::carry_out(&plan, context.clock.clone(), &context.random, &context.interrupt()).await?;
+        let (clock, interrupt) = (context.clock.clone(), context.interrupt());
+        done = keep::carry_out(&plan, &mirrors, clock, &context.random, &interrupt).await?;
     }
     if out.json {
         let done = (!dry_run).then_some(&done);
-        out.document(&json!({ "plan": plan, "done": done }));
+        let names: Vec<_> = mirrors.iter().map(|mirror| &mirror.name).collect();
+        out.document(&json!({ "plan": plan, "mirrors": names, "done": done }));
     }
     done.iter().for_each(|done| tell_done(done, context));
-    Ok(match done.iter().any(|done| done.locked > 0) {
+    Ok(match done.iter().any(Done::needs_person) {
         true => End::NeedsPerson,
         false if plan.has_doubts() => End::DamageFound,
         false => End::Done,
     })
 }
 
-fn tell(plan: &ExpiryPlan, context: &Context) {
+fn tell(plan: &ExpiryPlan, mirrors: &[Arc<Mirror>], context: &Context) {
     let out = &context.output;
     out.line(format_args!("to be kept: {}", plan.rules));
     if let Some(from) = plan.window_from {
@@ -101,6 +108,16 @@ fn tell(plan: &ExpiryPlan, context: &Context) {
             out.line(format_args!("\n{}", out.paint(Paint::Strong, format!("system {}", system.system))));
         }
         tell_system(system, context);
+        for mirror in mirrors {
+            let owes = system.condemned.owed.get(&mirror.name).is_some_and(|owed| !owed.is_empty());
+            let words = match (system.objects() > 0, owes) {
+                (false, false) => continue,
+                (true, false) => "the same goes from",
+                (false, true) => "what went before goes from",
+                (true, true) => "the same, and what went before, goes from",
+            };
+            out.line(format_args!("{words} {}, as far as it is there", mirror.name));
+        }
     }
 }
 
@@ -170,6 +187,17 @@ fn tell_done(done: &Done, context: &Context) {
             "{} objects are locked, or may not be deleted by these credentials; the next walden expire tries again",
             done.locked
         ));
+    }
+    for Mirrored { name, deleted, owes, .. } in &done.mirrors {
+        if let Some(why) = owes {
+            out.remark(format_args!(
+                "{} {name} has still to remove some of it: {why}; the next walden expire tries again",
+                out.paint(Paint::Warning, "warning:")
+            ));
+        }
+        if *deleted > 0 {
+            out.remark(format_args!("{deleted} objects removed from {name}"));
+        }
     }
     if done.deleted > 0 {
         out.remark(format_args!("{} objects removed", done.deleted));

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::{
     gather,
     inventory::{BesideKind, Folder},
+    mirrors::{Mirrored, Mirrors, Owed},
     path,
     plan::{SystemPlan, horizons},
     ranges::Ranges,
@@ -21,7 +22,7 @@ use crate::{
     clock::Clock,
     error::{Error, Kind, Result},
     interrupt::Interrupt,
-    postgres::{SegmentName, WalFile},
+    postgres::{SegmentName, SegmentSize, TimelineId, WalFile},
     repository::{BackupId, BackupObject, Condemned, System},
     seal,
     store::{self, Key, Put},
@@ -43,10 +44,38 @@ pub struct Done {
     pub told: Vec<String>,
     /// What stayed although it was planned to go, in words: somebody came to need it.
     pub spared: Vec<String>,
+    /// What came of it in other repositories that hold the same.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mirrors: Vec<Mirrored>,
 }
 
-/// Carries out a plan.
-pub async fn execute(system: &System, plan: &SystemPlan, clock: &dyn Clock, interrupt: &Interrupt) -> Result<Done> {
+impl Done {
+    /// Whether something stays that only a person can let go.
+    #[must_use]
+    pub fn needs_person(&self) -> bool {
+        self.locked > 0 || self.mirrors.iter().any(|mirror| mirror.needs_person)
+    }
+}
+
+/// Carries out a plan, in the other repositories first.
+pub async fn execute(
+    system: &System,
+    plan: &SystemPlan,
+    mirrors: &Mirrors<'_>,
+    clock: &dyn Clock,
+    interrupt: &Interrupt,
+) -> Result<Done> {
+    let spared = begin(system, plan, clock).await?;
+    let gone = spared.leaves(plan, system.document.segment_size);
+    let (owed, told) = mirrors.remove(system, plan, &gone, clock, interrupt).await?;
+    let mut done = remove(system, plan, spared, interrupt).await?;
+    end(system, plan, owed, &done, clock).await?;
+    done.mirrors = told;
+    Ok(done)
+}
+
+/// Condemns, and looks who needs some of it all the same.
+pub(super) async fn begin(system: &System, plan: &SystemPlan, clock: &dyn Clock) -> Result<Spared> {
     if !plan.condemned.is_empty() && !system.condemn(plan.after, &plan.condemned).await? {
         return Err(Error::refused("another expiry was carried out since this one was planned").hint("plan again"));
     }
@@ -56,29 +85,45 @@ pub async fn execute(system: &System, plan: &SystemPlan, clock: &dyn Clock, inte
         system.raise_horizon(&known, name).await?;
     }
     let mut spared = look_again(system, plan, clock).await?;
-    let mut work = Work { system, interrupt, batch: Vec::new(), done: Done::default() };
     for id in plan.folders.iter().filter(|(_, work)| work.give_up).map(|(id, _)| *id) {
         if system.give_up(id, clock.now()).await? == Put::Exists && system.backup_exists(id).await? {
             spared.backup(system, id).await?;
         }
     }
+    Ok(spared)
+}
+
+/// Removes what is not spared.
+pub(super) async fn remove(
+    system: &System,
+    plan: &SystemPlan,
+    spared: Spared,
+    interrupt: &Interrupt,
+) -> Result<Done> {
+    let mut work = Work { system, interrupt, batch: Vec::new(), done: Done::default() };
     work.documents(plan, &spared).await?;
     if !work.is_stuck(plan, &spared).await? {
         work.folders(plan, &spared).await?;
         work.archive(plan, &spared).await?;
     }
     work.done.spared = spared.words.into_iter().collect();
-    if !plan.condemned.is_empty() && work.done.locked == 0 {
-        // What somebody needed all the same is planned anew by the next expiry.
-        system.condemn(plan.after + 1, &Condemned::default()).await?;
-    }
-    system.clear_holds(clock.now()).await?;
     Ok(work.done)
+}
+
+/// Says that what was condemned is gone, and what other repositories have yet to remove of it.
+pub(super) async fn end(system: &System, plan: &SystemPlan, owed: Owed, done: &Done, clock: &dyn Clock) -> Result<()> {
+    let condemned = !plan.condemned.is_empty();
+    if (condemned && done.locked == 0) || owed != plan.condemned.owed {
+        // What somebody needed all the same is planned anew by the next expiry; what was locked stays condemned.
+        let left = if done.locked == 0 { Condemned::default() } else { plan.condemned.clone() };
+        system.condemn(plan.after + u32::from(condemned), &Condemned { owed, ..left }).await?;
+    }
+    system.clear_holds(clock.now()).await
 }
 
 /// What must stay although the plan says otherwise.
 #[derive(Debug, Default)]
-struct Spared {
+pub(super) struct Spared {
     /// Folders of which no part goes.
     folders: BTreeSet<BackupId>,
     /// Backups of which nothing goes.
@@ -112,8 +157,7 @@ async fn look_again(system: &System, plan: &SystemPlan, clock: &dyn Clock) -> Re
         }
     }
     for pin in system.pins().await? {
-        let gone = plan.backups.iter().any(|fate| fate.id == pin.backup && fate.kept.is_empty());
-        if gone && system.backup_exists(pin.backup).await? {
+        if plan.condemned.backups.contains(&pin.backup) && system.backup_exists(pin.backup).await? {
             spared.backup(system, pin.backup).await?;
         }
     }
@@ -121,6 +165,23 @@ async fn look_again(system: &System, plan: &SystemPlan, clock: &dyn Clock) -> Re
 }
 
 impl Spared {
+    /// What goes of what is condemned.
+    fn leaves(&self, plan: &SystemPlan, size: SegmentSize) -> Condemned {
+        let Condemned { backups, parts, wal, .. } = plan.condemned.clone();
+        let nothing = Ranges::default();
+        let rows = |(timeline, rows): (TimelineId, Ranges)| {
+            let left = rows.without(self.wal.get(&timeline).unwrap_or(&nothing));
+            let name = move |number| SegmentName::from_number(timeline, number, size);
+            left.iter().filter_map(|(first, end)| Some((name(first)?, name(end - 1)?))).collect::<Vec<_>>()
+        };
+        Condemned {
+            backups: backups.into_iter().filter(|id| !self.backups.contains(id)).collect(),
+            parts: parts.into_iter().filter(|(id, _)| !self.folders.contains(id)).collect(),
+            wal: path::named(&wal, size).into_iter().flat_map(rows).collect(),
+            ..Condemned::default()
+        }
+    }
+
     fn spare(&mut self, id: BackupId, why: String) {
         self.folders.insert(id);
         if self.backups.insert(id) {
@@ -185,13 +246,7 @@ impl Work<'_> {
         }
         self.interrupt.check()?;
         let batch = std::mem::take(&mut self.batch);
-        let mut failed = self.system.store.delete_many(&batch).await?;
-        if failed.len() == batch.len() && self.done == Done::default() {
-            // Nothing at all may be deleted.
-            if let Some((key, error)) = failed.pop() {
-                return Err(error.context(key).hint("whoever expires needs the right to delete objects"));
-            }
-        }
+        let failed = self.system.store.delete_many(&batch).await?;
         self.done.deleted += (batch.len() - failed.len()) as u64;
         self.done.locked += failed.len() as u64;
         for (key, error) in failed {

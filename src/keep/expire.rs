@@ -10,6 +10,7 @@ use super::{
     execute::{self, Done},
     gather,
     inventory::Inventory,
+    mirrors::Mirrors,
     plan::{SystemPlan, manifests_wanted, plan},
     policy::Policy,
 };
@@ -17,7 +18,8 @@ use crate::{
     clock::{Clock, Random},
     error::{Error, Result},
     interrupt::Interrupt,
-    repository::{BackupDocument, BackupId, ClusterName, System, lease::Lease},
+    mirror::Mirror,
+    repository::{self, BackupDocument, BackupId, ClusterName, System, lease::Lease},
     store::Store,
 };
 
@@ -115,19 +117,22 @@ pub async fn finish_plan(
 /// Carries a plan out, system by system.
 pub async fn carry_out(
     plan: &ExpiryPlan,
+    mirrors: &[Arc<Mirror>],
     clock: Arc<dyn Clock>,
     random: &Random,
     interrupt: &Interrupt,
 ) -> Result<Vec<Done>> {
     let mut all = Vec::new();
     for (system, plan) in plan.opened.iter().zip(&plan.systems) {
-        if plan.is_empty() {
+        let owes = |mirror: &Arc<Mirror>| plan.condemned.owed.get(&mirror.name).is_some_and(|owed| !owed.is_empty());
+        if plan.is_empty() && !mirrors.iter().any(owes) {
             all.push(Done::default());
             continue;
         }
         let mut lease = Lease::take(system, "expiry", clock.clone(), random).await?;
+        let mirrors = Mirrors { all: mirrors, first: repository::open(&*system.store).await? };
         let done = {
-            let work = execute::execute(system, plan, clock.as_ref(), interrupt);
+            let work = execute::execute(system, plan, &mirrors, clock.as_ref(), interrupt);
             tokio::pin!(work);
             loop {
                 tokio::select! {

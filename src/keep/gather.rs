@@ -197,15 +197,10 @@ async fn lines(system: &System, found: &mut Inventory) -> Result<()> {
                 TimelineHistory::root(timeline)
             }
         };
-        let mut line =
-            Line { history, rows: Vec::new(), last: None, written: None, beside: Vec::new(), roll_ups: Vec::new() };
-        archived(system, timeline, &mut line).await?;
-        pages(system, &system.folder.roll_ups(timeline), |listed| {
-            let name = listed.key.as_str().rsplit_once('/').and_then(|(_, name)| name.strip_suffix(".json.zst"));
-            let name = name.and_then(|name| name.parse::<RollUpName>().ok());
-            line.roll_ups.extend(name.map(|name| (name, listed.length)));
-        })
-        .await?;
+        let mut line = Line { history, ..Line::empty(timeline) };
+        let found_logs = system.store.folders(&system.folder.timeline(timeline)).await?;
+        logs(system, timeline, &found_logs, &mut line).await?;
+        roll_ups(system, timeline, &mut line).await?;
         line.written = match written(system, timeline, &line).await {
             // It is encrypted, and not for this host. A timeline of which no time is known stays.
             Err(error) if error.kind() == Kind::Refused => None,
@@ -216,11 +211,20 @@ async fn lines(system: &System, found: &mut Inventory) -> Result<()> {
     Ok(())
 }
 
-/// The archive of a timeline, log by log, many at a time.
-async fn archived(system: &System, timeline: TimelineId, line: &mut Line) -> Result<()> {
+/// The roll-ups of a timeline.
+pub(super) async fn roll_ups(system: &System, timeline: TimelineId, line: &mut Line) -> Result<()> {
+    pages(system, &system.folder.roll_ups(timeline), |listed| {
+        let name = listed.key.as_str().rsplit_once('/').and_then(|(_, name)| name.strip_suffix(".json.zst"));
+        let name = name.and_then(|name| name.parse::<RollUpName>().ok());
+        line.roll_ups.extend(name.map(|name| (name, listed.length)));
+    })
+    .await
+}
+
+/// These logs of the archive of a timeline, many at a time.
+pub(super) async fn logs(system: &System, timeline: TimelineId, logs: &[String], line: &mut Line) -> Result<()> {
     let prefix = system.folder.timeline(timeline);
-    let logs = system.store.folders(&prefix).await?;
-    let list = |log: String| {
+    let list = |log: &String| {
         let prefix = format!("{prefix}{log}/");
         async move {
             let (mut segments, mut beside) = (Vec::new(), Vec::new());
@@ -232,7 +236,7 @@ async fn archived(system: &System, timeline: TimelineId, line: &mut Line) -> Res
             Ok::<_, Error>((segments, beside))
         }
     };
-    let mut coming = stream::iter(logs.into_iter().map(list)).buffered(PARALLEL);
+    let mut coming = stream::iter(logs.iter().map(list)).buffered(PARALLEL);
     while let Some((segments, beside)) = coming.try_next().await? {
         for (name, length) in segments {
             line.last = Some(name);

@@ -127,6 +127,19 @@ pub struct Row {
 }
 
 impl Line {
+    /// One of which nothing is known yet.
+    #[must_use]
+    pub fn empty(timeline: TimelineId) -> Self {
+        Self {
+            history: TimelineHistory::root(timeline),
+            rows: Vec::new(),
+            last: None,
+            written: None,
+            beside: Vec::new(),
+            roll_ups: Vec::new(),
+        }
+    }
+
     /// Adds a segment; they come in their order.
     pub fn add(&mut self, number: u64, length: u64) {
         let length = u32::try_from(length).unwrap_or(u32::MAX);
@@ -200,6 +213,18 @@ pub struct Folder {
     pub given_up: bool,
     /// Objects that no Walden of this version writes: they are left alone.
     pub strangers: u64,
+}
+
+impl Folder {
+    /// The highest number of a document in it.
+    #[must_use]
+    pub fn newest_document(&self) -> Option<u32> {
+        let numbers = self.objects.iter().filter_map(|(object, _)| match object {
+            BackupObject::Document(number) => Some(*number),
+            _ => None,
+        });
+        numbers.max()
+    }
 }
 
 /// A backup that was begun and does not exist.

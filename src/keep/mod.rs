@@ -7,6 +7,7 @@ mod execute;
 mod expire;
 mod gather;
 pub mod inventory;
+pub mod mirrors;
 pub mod path;
 pub mod plan;
 pub mod policy;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{
     choose::Chosen,
-    inventory::{BesideKind, Folder, Inventory},
+    inventory::{Backup, BesideKind, Folder, Inventory},
     path::{self, Segments},
     policy::{Policy, Reason},
     ranges::Ranges,
@@ -53,6 +53,41 @@ pub struct SystemPlan {
     /// What has to be done in the archive.
     #[serde(skip)]
     pub archive: BTreeMap<TimelineId, LineWork>,
+    /// What counts of the backups that stay.
+    #[serde(skip)]
+    pub standing: BTreeMap<BackupId, Standing>,
+}
+
+/// The numbers of what counts of a backup: lower ones are superseded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Of its document.
+    pub document: u32,
+    /// Of its manifest.
+    pub manifest: u32,
+    /// Of its catalogue.
+    pub catalogue: Option<u32>,
+    /// Of its files from outside the data directory.
+    pub extra: Option<u32>,
+}
+
+impl Standing {
+    fn new(backup: &Backup, folder: &Folder) -> Self {
+        let (manifest, catalogue, extra) = backup.numbers;
+        Self { document: folder.newest_document().unwrap_or(0), manifest, catalogue, extra }
+    }
+
+    /// Whether an object of that backup's folder counts no more.
+    #[must_use]
+    pub fn supersedes(&self, object: BackupObject) -> bool {
+        match object {
+            BackupObject::Document(number) => number < self.document,
+            BackupObject::Manifest(number) => number < self.manifest,
+            BackupObject::Catalogue(number) => self.catalogue.is_some_and(|counts| number < counts),
+            BackupObject::Extra(number) => self.extra.is_some_and(|counts| number < counts),
+            BackupObject::Intent(_) | BackupObject::About(_) | BackupObject::Part(_) => false,
+        }
+    }
 }
 
 /// What becomes of a backup.
@@ -133,6 +168,27 @@ pub struct FolderWork {
     pub parts: Vec<(u32, u32)>,
 }
 
+impl FolderWork {
+    /// That object goes, which is no part.
+    pub fn object(&mut self, object: BackupObject) {
+        match object {
+            BackupObject::Document(number) => {
+                let at = self.documents.partition_point(|other| *other < number);
+                self.documents.insert(at, number);
+            }
+            other => self.objects.push(other),
+        }
+    }
+
+    /// That part goes; they come in their order.
+    pub fn part(&mut self, number: u32) {
+        match self.parts.last_mut().filter(|(_, last)| last + 1 == number) {
+            Some((_, last)) => *last = number,
+            None => self.parts.push((number, number)),
+        }
+    }
+}
+
 /// What has to be done with the WAL of a timeline.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LineWork {
@@ -205,13 +261,19 @@ pub fn plan(found: &Inventory, chosen: &Chosen, policy: &Policy, now: DateTime<U
             after: found.condemned.0,
             folders: BTreeMap::new(),
             archive: BTreeMap::new(),
+            standing: standing(found, chosen),
         },
     };
     planning.make();
     planning.plan
 }
 
-fn fate(backup: &super::inventory::Backup, chosen: &Chosen) -> Fate {
+fn standing(found: &Inventory, chosen: &Chosen) -> BTreeMap<BackupId, Standing> {
+    let kept = found.backups.iter().filter(|backup| chosen.kept.contains_key(&backup.id));
+    kept.filter_map(|backup| Some((backup.id, Standing::new(backup, found.folders.get(&backup.id)?)))).collect()
+}
+
+fn fate(backup: &Backup, chosen: &Chosen) -> Fate {
     let kept = chosen.kept.get(&backup.id).cloned().unwrap_or_default();
     Fate { id: backup.id, label: backup.label.clone(), kept }
 }
@@ -343,9 +405,23 @@ impl Planning<'_> {
                 self.plan.folders.insert(*id, work);
             }
         }
+        self.pardon();
         let parts = self.plan.folders.iter().filter(|(_, work)| !work.parts.is_empty());
         let parts = parts.map(|(id, work)| (*id, work.parts.clone())).collect();
         self.plan.condemned.add(Condemned { parts, ..Condemned::default() });
+    }
+
+    /// Parts that were condemned and spared, because somebody came to need them, and are needed still.
+    fn pardon(&mut self) {
+        let (found, folders) = (self.found, &self.plan.folders);
+        for (id, rows) in &mut self.plan.condemned.parts {
+            let Some(folder) = found.folders.get(id) else { continue };
+            let goes = folders.get(id).map_or_else(Ranges::default, |work| Ranges::of_rows(&work.parts));
+            let mut stays = Ranges::default();
+            folder.parts.iter().for_each(|(number, _)| stays.add(u64::from(*number), u64::from(*number) + 1));
+            *rows = Ranges::of_rows(rows).without(&stays.without(&goes)).rows();
+        }
+        self.plan.condemned.parts.retain(|_, rows| !rows.is_empty());
     }
 
     /// Whether an attempt may still become a backup, or serve the next one. Clocks may be wrong: whoever gives it up puts
@@ -358,32 +434,14 @@ impl Planning<'_> {
     }
 
     /// Of a backup that stays: what is superseded, and parts of its folder that nobody needs.
-    fn kept_folder(&mut self, backup: &super::inventory::Backup, folder: &Folder) -> FolderWork {
+    fn kept_folder(&mut self, backup: &Backup, folder: &Folder) -> FolderWork {
         let mut work = FolderWork::default();
-        let newest = folder.objects.iter().filter_map(|(object, _)| match object {
-            BackupObject::Document(number) => Some(*number),
-            _ => None,
-        });
-        let newest = newest.max().unwrap_or(0);
+        let standing = Standing::new(backup, folder);
         let held = self.found.holds.iter().any(|hold| hold.backups.contains(&backup.id));
-        let (manifest, catalogue, extra) = backup.numbers;
-        for (object, length) in &folder.objects {
-            let superseded = match object {
-                BackupObject::Document(number) => *number < newest,
-                BackupObject::Manifest(number) => *number < manifest,
-                BackupObject::Catalogue(number) => catalogue.is_some_and(|counts| *number < counts),
-                BackupObject::Extra(number) => extra.is_some_and(|counts| *number < counts),
-                BackupObject::Intent(_) | BackupObject::About(_) | BackupObject::Part(_) => false,
-            };
-            if superseded && !held {
-                match object {
-                    BackupObject::Document(number) => work.documents.push(*number),
-                    other => work.objects.push(*other),
-                }
-                self.plan.litter.add(1, *length);
-            }
+        for (object, length) in folder.objects.iter().filter(|(object, _)| !held && standing.supersedes(*object)) {
+            work.object(*object);
+            self.plan.litter.add(1, *length);
         }
-        work.documents.sort_unstable();
         let own: BTreeSet<u32> = backup.parts.iter().map(|(number, _)| *number).collect();
         self.gone_parts(backup.id, folder, Why::Attempt, &own, &mut work);
         work
@@ -396,12 +454,10 @@ impl Planning<'_> {
             match object {
                 // The tombstone of an attempt stays for ever: it may be asleep.
                 BackupObject::Document(_) if folder.given_up => continue,
-                BackupObject::Document(number) => work.documents.push(*number),
-                other => work.objects.push(*other),
+                object => work.object(*object),
             }
             self.plan.litter.add(1, *length);
         }
-        work.documents.sort_unstable();
         self.gone_parts(id, folder, why, &BTreeSet::new(), &mut work);
         work
     }
@@ -417,10 +473,7 @@ impl Planning<'_> {
                 continue;
             }
             (parts, bytes) = (parts + 1, bytes + length);
-            match work.parts.last_mut().filter(|(_, last)| last + 1 == *number) {
-                Some((_, last)) => *last = *number,
-                None => work.parts.push((*number, *number)),
-            }
+            work.part(*number);
         }
         if parts > 0 {
             self.plan.parts.push(GoneParts { backup: id, why, parts, bytes });

@@ -17,6 +17,20 @@ impl Ranges {
         Self(if first < end { vec![(first, end)] } else { Vec::new() })
     }
 
+    /// The numbers of rows: of each the first and the last.
+    #[must_use]
+    pub fn of_rows(rows: &[(u32, u32)]) -> Self {
+        let mut ranges = Self::default();
+        rows.iter().for_each(|(first, last)| ranges.add(u64::from(*first), u64::from(*last) + 1));
+        ranges
+    }
+
+    /// As rows, if they are numbers of 32 bits.
+    #[must_use]
+    pub fn rows(&self) -> Vec<(u32, u32)> {
+        self.iter().map(|(first, end)| (first as u32, (end - 1) as u32)).collect()
+    }
+
     /// Adds the numbers from `first` on and before `end`.
     pub fn add(&mut self, mut first: u64, mut end: u64) {
         if first >= end {

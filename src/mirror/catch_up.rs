@@ -100,6 +100,9 @@ impl CatchUp<'_> {
         self.progress.start(&format!("copying to {}", self.name), None);
         self.mirror.know(self.first).await?;
         let mut done = CaughtUp::default();
+        // What is about to be removed is not copied any more.
+        let condemned = self.first.condemned().await?.1;
+        let goes = |key: &Key| segment_of(key).is_some_and(|name| condemned.touches(name, name).is_some());
         let mut comparison = Comparison::new(self.first, &*self.mirror.store, since).await?;
         while let Some(lack) = comparison.next().await? {
             if let Some(interrupt) = self.interrupt {
@@ -107,10 +110,19 @@ impl CatchUp<'_> {
             }
             match lack {
                 Lack::Objects(listed) => {
-                    let jobs = listed.into_iter().map(|listed| (Proof::of(&listed.key), listed));
+                    let stay = listed.into_iter().filter(|listed| !goes(&listed.key));
+                    let jobs = stay.map(|listed| (Proof::of(&listed.key), listed));
                     self.copy_all(jobs.map(|(proof, listed)| (listed, proof)).collect(), &mut done).await?;
                 }
-                Lack::Backup(missing) => self.backup(missing, &mut done).await?,
+                Lack::Backup(missing) if condemned.backups.contains(&missing.id) => {
+                    tracing::debug!("backup {} is not copied: an expiry removes it", missing.id);
+                }
+                Lack::Backup(mut missing) => {
+                    let part = |listed: &Listed| self.first.folder.part_number(missing.id, &listed.key);
+                    let goes = |listed: &Listed| part(listed).is_some_and(|n| condemned.has_part((missing.id, n)));
+                    missing.objects.retain(|listed| !goes(listed));
+                    self.backup(missing, &mut done).await?;
+                }
                 Lack::Differs(listed, theirs) => done.problems.extend(self.differs(&listed, theirs).await?),
             }
             if done.objects >= self.limit {
@@ -201,10 +213,23 @@ impl CatchUp<'_> {
             return Ok(());
         }
         let documents: Vec<Job> = missing.documents.into_iter().map(|listed| (listed, Proof::Length)).collect();
-        if !documents.is_empty() && self.copy_all(documents, done).await? {
+        let keys: Vec<Key> = documents.iter().map(|(listed, _)| listed.key.clone()).collect();
+        if !documents.is_empty() && self.copy_all(documents, done).await? && self.stays(id, &keys).await? {
             done.backups.push(id);
         }
         Ok(())
+    }
+
+    /// Whether a backup that was copied stays. An expiry condemns in the first, then removes here, then there: one that
+    /// came meanwhile may have removed what these documents name, and they go again.
+    async fn stays(&self, id: BackupId, documents: &[Key]) -> Result<bool> {
+        if !self.first.condemned().await?.1.backups.contains(&id) && self.first.backup_exists(id).await? {
+            return Ok(true);
+        }
+        for key in documents {
+            self.mirror.store.delete(key).await?;
+        }
+        Ok(false)
     }
 
     /// The newest document of a backup, and the parts that it needs: their lengths, and what proves them.

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{BackupId, FORMAT, PartName, System, numbered};
+use super::{BackupId, FORMAT, PartName, RepositoryName, System, numbered};
 use crate::{error::Result, postgres::SegmentName, store::Put};
 
 /// The folder below `notes/`.
@@ -27,7 +27,7 @@ pub struct Condemned {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<DateTime<Utc>>,
     /// Where that expiry runs.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub host: String,
     /// Backups that will not exist any more.
     #[serde(default)]
@@ -41,10 +41,15 @@ pub struct Condemned {
     /// Rows of segments: the first and the last, both included, of one timeline.
     #[serde(default)]
     pub wal: Vec<(SegmentName, SegmentName)>,
+    /// What other repositories that hold the same have yet to remove of what is gone here, by the names that the
+    /// configuration calls them. One that was named once is always named, so that a host that does not know of it adds
+    /// to what it owes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub owed: BTreeMap<RepositoryName, Condemned>,
 }
 
 impl Condemned {
-    /// Whether nothing is.
+    /// Whether nothing is, whatever others owe.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.backups.is_empty() && self.attempts.is_empty() && self.parts.is_empty() && self.wal.is_empty()
@@ -63,7 +68,7 @@ impl Condemned {
         self.wal.iter().filter(same).find(|row| row.0 <= last && first <= row.1).copied()
     }
 
-    /// Adds what another condemns.
+    /// Adds what another condemns; what others owe is left as it is.
     pub fn add(&mut self, other: Self) {
         self.backups.extend(other.backups);
         self.attempts.extend(other.attempts);

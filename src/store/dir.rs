@@ -11,6 +11,7 @@ mod temporary;
 
 use std::{
     cmp::Ordering,
+    collections::BTreeMap,
     fs::{self, DirBuilder, File},
     io::{self, Read, Seek, SeekFrom},
     ops::{ControlFlow, Range},
@@ -26,7 +27,7 @@ use self::temporary::Temporary;
 use super::{Answer, Body, Download, Key, Listed, Put, Store, Tag, Upload};
 use crate::{
     clock::Random,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
 };
 
 /// The folder below the root that holds the files being written.
@@ -146,6 +147,11 @@ impl Store for DirStore {
         let (root, key) = (Arc::clone(&self.root), key.clone());
         Box::pin(blocking(move || root.delete(&key)))
     }
+
+    fn delete_many<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<(Key, Error)>> {
+        let (root, keys) = (Arc::clone(&self.root), keys.to_vec());
+        Box::pin(blocking(move || root.delete_many(&keys)))
+    }
 }
 
 /// One name in a folder of the store.
@@ -254,12 +260,41 @@ impl Root {
     }
 
     fn delete(&self, key: &Key) -> Result<()> {
+        self.remove(key)?;
+        self.settle(&self.file(key))
+    }
+
+    /// Removes objects, and makes that durable folder by folder. Gives back those that may not be removed.
+    fn delete_many(&self, keys: &[Key]) -> Result<Vec<(Key, Error)>> {
+        let (mut kept, mut folders) = (Vec::new(), BTreeMap::new());
+        for key in keys {
+            match self.remove(key) {
+                Ok(()) => {
+                    let path = self.file(key);
+                    folders.insert(path.parent().map(Path::to_path_buf), path);
+                }
+                Err(error) if error.kind() == Kind::Denied => {
+                    self.must_stand()?;
+                    kept.push((key.clone(), error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        folders.values().try_for_each(|path| self.settle(path))?;
+        Ok(kept)
+    }
+
+    fn remove(&self, key: &Key) -> Result<()> {
         let path = self.file(key);
         match fs::remove_file(&path) {
-            Ok(()) => {}
-            Err(e) if is_absent(&e) => self.must_stand()?,
-            Err(e) => return Err(failed("delete", &path, e)),
+            Ok(()) => Ok(()),
+            Err(e) if is_absent(&e) => self.must_stand(),
+            Err(e) => Err(failed("delete", &path, e)),
         }
+    }
+
+    /// Makes it durable that a file is gone.
+    fn settle(&self, path: &Path) -> Result<()> {
         let folders = || path.ancestors().skip(1).take_while(|f| f.starts_with(&self.path));
         // Also when the object was gone: whoever removed it may not have lived to make that durable. Where its
         // folder is gone as well, that is what has to be durable.

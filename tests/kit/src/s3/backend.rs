@@ -66,6 +66,8 @@ pub(super) struct State {
     uploads: BTreeMap<String, Multipart>,
     pub(super) conditions: Conditions,
     pub(super) page: Option<usize>,
+    /// Objects whose keys hold one of these are not deleted.
+    pub(super) locked: Vec<String>,
     pub(super) written: u64,
     pub(super) kept: Option<Kept>,
 }
@@ -77,6 +79,17 @@ impl State {
 
     fn bucket(&mut self, name: &str) -> S3Result<&mut BTreeMap<String, Object>> {
         self.buckets.get_mut(name).ok_or_else(|| s3_error!(NoSuchBucket, "The specified bucket does not exist"))
+    }
+
+    fn delete(&mut self, bucket: &str, key: &str) -> S3Result<()> {
+        if self.locked.iter().any(|part| key.contains(part)) {
+            return Err(s3_error!(AccessDenied, "Access Denied because object protected by object lock."));
+        }
+        let removed = self.bucket(bucket)?.remove(key);
+        if let (Some(kept), Some(object)) = (&self.kept, removed) {
+            kept.forget(&object).map_err(|error| s3_error!(InternalError, "{error}"))?;
+        }
+        Ok(())
     }
 
     fn object(&mut self, bucket: &str, key: &str) -> S3Result<Object> {
@@ -211,21 +224,24 @@ impl S3 for Backend {
     }
 
     async fn delete_object(&self, req: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
-        let mut state = self.state();
-        let removed = state.bucket(&req.input.bucket)?.remove(&req.input.key);
-        if let (Some(kept), Some(object)) = (&state.kept, removed) {
-            kept.forget(&object).map_err(|error| s3_error!(InternalError, "{error}"))?;
-        }
+        self.state().delete(&req.input.bucket, &req.input.key)?;
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
     async fn delete_objects(&self, req: S3Request<DeleteObjectsInput>) -> S3Result<S3Response<DeleteObjectsOutput>> {
         let mut state = self.state();
-        let bucket = state.bucket(&req.input.bucket)?;
+        let mut errors = Vec::new();
         for object in req.input.delete.objects {
-            bucket.remove(&object.key);
+            if let Err(error) = state.delete(&req.input.bucket, &object.key) {
+                errors.push(Error {
+                    code: Some(error.code().as_str().to_owned()),
+                    key: Some(object.key),
+                    message: error.message().map(str::to_owned),
+                    ..Error::default()
+                });
+            }
         }
-        Ok(S3Response::new(DeleteObjectsOutput::default()))
+        Ok(S3Response::new(DeleteObjectsOutput { errors: Some(errors), ..DeleteObjectsOutput::default() }))
     }
 
     async fn head_bucket(&self, req: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {

@@ -175,6 +175,11 @@ impl S3Server {
         self.backend.state().page = Some(names);
     }
 
+    /// Lets nobody delete objects whose keys hold one of these; without any everything may be deleted again.
+    pub fn set_locked(&self, parts: &[&str]) {
+        self.backend.state().locked = parts.iter().map(|part| (*part).to_owned()).collect();
+    }
+
     /// How long every request takes to arrive from now on, those that a fault takes as well.
     pub fn set_latency(&self, latency: Duration) {
         *lock(&self.latency) = latency;
