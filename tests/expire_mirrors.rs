@@ -128,14 +128,14 @@ fn what_goes_here_goes_there_and_never_comes_back() {
     // A folder that is not mounted is for a person.
     done.expect_code(1);
     assert!(done.stderr.contains("offsite has still to remove"), "{done}");
-    assert_eq!(backups(&p.repository), [third.clone()]);
+    assert_eq!(backups(&p.repository), std::slice::from_ref(&third));
     two.back();
 
     // It is there again, but lacks what stays: what it has is all that it could be restored from.
     let done = p.walden(["expire"]);
     done.expect_code(0);
     assert!(done.stderr.contains(&format!("not yet got backup {third}")), "{done}");
-    assert_eq!(backups(offsite), [ids[1].clone()]);
+    assert_eq!(backups(offsite), ids[1..]);
     p.walden(["sync"]).expect_code(0);
     assert_eq!(backups(offsite), [ids[1].clone(), third.clone()]);
     let done = p.walden(["expire"]);
@@ -143,7 +143,7 @@ fn what_goes_here_goes_there_and_never_comes_back() {
     assert_eq!(keys(&p.repository), keys(offsite));
 
     p.walden(["sync"]).expect_code(0);
-    assert_eq!(backups(&p.repository), [third.clone()]);
+    assert_eq!(backups(&p.repository), std::slice::from_ref(&third));
     assert_eq!(keys(&p.repository), keys(offsite));
     let again = p.walden(["expire"]);
     assert!(again.ok().contains("nothing goes") && !again.stdout.contains("offsite"), "{again}");

@@ -7,6 +7,7 @@
 //! (`summaries::Cuts`). Every doubt, the server's or ours, ends in everything.
 
 use std::{
+    collections::BTreeMap,
     io::{self, BufWriter, Write},
     sync::Arc,
 };
@@ -100,6 +101,7 @@ impl Asking<'_> {
             block_size: self.facts.block_size,
             origin: None,
             references: ancestor.as_ref().map_or_else(Vec::new, Ancestor::references),
+            publishes: BTreeMap::new(),
         };
         self.system.intend(&intent, number).await?;
         if let Some(ancestor) = &mut ancestor {

@@ -2,6 +2,7 @@
 //! `pg_backup_stop`.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::{Arc, Mutex, atomic::AtomicU64},
 };
@@ -192,6 +193,7 @@ impl Driver<'_> {
             block_size: self.control.block_size,
             origin: Some(origin.clone()),
             references: ancestor.map_or_else(Vec::new, Ancestor::references),
+            publishes: BTreeMap::new(),
         };
         self.system.intend(&intent, 1).await
     }

@@ -21,4 +21,5 @@ mod source;
 mod summaries;
 mod workers;
 
+pub use part::{PartWriter, header_length};
 pub use request::{BackupOutcome, BackupRequest, Surroundings, Way, backup};

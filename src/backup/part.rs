@@ -19,7 +19,9 @@ use tokio::runtime::Handle;
 use crate::{
     error::{Error, Result},
     postgres::incremental::{IncrementalHeader, incremental_path},
-    repository::{BackupId, BadPage, Copies, File, Layer, LayerBlocks, LayerKind, Part, PartIndex, System},
+    repository::{
+        BackupId, BadPage, Copies, File, Layer, LayerBlocks, LayerKind, LayerMap, Part, PartIndex, PartName, System,
+    },
     seal::{FRAME_CONTENT, FrameSize, FrameWriter, HashWriter, index_frame},
     store::{Put, bridge},
 };
@@ -130,6 +132,37 @@ impl PartWriter {
         })
     }
 
+    /// Its backup and its number.
+    pub fn name(&self) -> PartName {
+        (self.backup, self.number)
+    }
+
+    /// Where the next byte of content will lie.
+    pub fn offset(&self) -> u64 {
+        self.frames.offset()
+    }
+
+    /// Takes over a frame of another part as it is, with so many bytes of content: whole members, or the middle of one.
+    pub fn take_frame(&mut self, frame: &[u8], content: u32) -> Result<()> {
+        self.frames.pass(frame, content).map_err(failed)
+    }
+
+    /// Takes over a stretch of another part's content: whole members, or the middle of one.
+    pub fn take(&mut self, content: &[u8]) -> Result<()> {
+        self.frames.write_all(content).map_err(failed)
+    }
+
+    /// Notes in the index that a layer of a file was taken over to that place. Gives back the place of its map.
+    pub fn note(&mut self, mut file: File, old: &Layer, offset: u64, blocks: Option<&LayerBlocks>) -> Option<LayerMap> {
+        let map = blocks.map(|blocks| self.index.add(blocks));
+        let (backup, part) = self.name();
+        for layer in file.layers.iter_mut().filter(|layer| *layer == old) {
+            *layer = Layer { backup, part, offset, map, ..old.clone() };
+        }
+        self.index.files.push(file);
+        map
+    }
+
     /// Notes a file that was stored here in the index, with the blocks of its newest layer when they are known; gives
     /// it back with the place of these.
     pub fn record(&mut self, mut file: File, blocks: Option<&LayerBlocks>, bad: &[BadPage]) -> File {
@@ -181,6 +214,12 @@ impl PartWriter {
             ))),
         }
     }
+}
+
+/// The length of the header of the member of that name.
+pub fn header_length(path: &Path) -> Result<u64> {
+    let attributes = Attributes { mode: 0o600, mtime: DateTime::UNIX_EPOCH };
+    Ok(header(path, 0, attributes)?.len() as u64)
 }
 
 fn failed(error: io::Error) -> Error {

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::{Align, Context, Paint, Table, exit::End};
+use super::{Align, Context, Paint, Table, compact, exit::End};
 use crate::{
-    error::Result,
+    error::{Kind, Result},
     human,
     keep::{
         self, Done, ExpiryPlan, Policy,
@@ -16,7 +16,7 @@ use crate::{
     },
     mirror::{self, Mirror},
     report,
-    repository::BackupId,
+    repository::{BackupId, ClusterName},
 };
 
 /// The arguments of `walden expire`.
@@ -57,7 +57,28 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
              docs/CONFIGURATION.md tells of last, daily, weekly, monthly, yearly and window",
         );
     }
-    carry_out(plan, args.dry_run, context).await
+    let compaction = compaction(&plan, &cluster.name, context).await?;
+    carry_out(plan, compaction, args.dry_run, context).await
+}
+
+/// What is to be written anew besides, where the configuration asks for that. A host that cannot read the manifests
+/// expires all the same.
+async fn compaction(plan: &ExpiryPlan, cluster: &ClusterName, context: &Context) -> Result<Option<compact::Plans>> {
+    let (config, store) = (context.config()?, context.store().await?);
+    if config.keep.compact.is_none() {
+        return Ok(None);
+    }
+    let how = compact::how(&config.keep, config.backup.compression);
+    let gone: Vec<BackupId> = plan.systems.iter().flat_map(|system| system.condemned.backups.clone()).collect();
+    match compact::Plans::make(&store, cluster, how, &gone, context).await {
+        Ok(plans) => Ok(Some(plans)),
+        Err(error) if error.kind() == Kind::Unavailable => Err(error),
+        Err(error) => {
+            let out = &context.output;
+            out.remark(format_args!("{} nothing is written anew: {error}", out.paint(Paint::Warning, "warning:")));
+            Ok(None)
+        }
+    }
 }
 
 pub async fn delete(args: &DeleteArgs, context: &Context) -> Result<End> {
@@ -68,28 +89,39 @@ pub async fn delete(args: &DeleteArgs, context: &Context) -> Result<End> {
         let out = &context.output;
         out.remark(format_args!("{} {cost} cannot be recovered any more", out.paint(Paint::Warning, "warning:")));
     }
-    carry_out(plan, args.dry_run, context).await
+    carry_out(plan, None, args.dry_run, context).await
 }
 
 /// Tells the plan, and carries it out unless it is a dry run.
-async fn carry_out(plan: ExpiryPlan, dry_run: bool, context: &Context) -> Result<End> {
+async fn carry_out(
+    plan: ExpiryPlan,
+    compaction: Option<compact::Plans>,
+    dry_run: bool,
+    context: &Context,
+) -> Result<End> {
     let out = &context.output;
     let mirrors = mirror::configured(context.config()?, &context.random);
     if !out.json {
         tell(&plan, &mirrors, context);
+        compaction.iter().for_each(|plans| plans.tell(context));
         out.flush();
     }
-    let mut done = Vec::new();
+    let (mut done, mut compacted) = (Vec::new(), Vec::new());
     if !dry_run {
         let (clock, interrupt) = (context.clock.clone(), context.interrupt());
         done = keep::carry_out(&plan, &mirrors, clock, &context.random, &interrupt).await?;
+        if let Some(plans) = &compaction {
+            compacted = plans.carry_out(&context.store().await?, context).await?;
+        }
     }
     if out.json {
-        let done = (!dry_run).then_some(&done);
+        let (done, compacted) = ((!dry_run).then_some(&done), (!dry_run).then_some(&compacted));
         let names: Vec<_> = mirrors.iter().map(|mirror| &mirror.name).collect();
-        out.document(&json!({ "plan": plan, "mirrors": names, "done": done }));
+        let compaction = compaction.map(|plans| json!({ "plan": plans, "done": compacted }));
+        out.document(&json!({ "plan": plan, "mirrors": names, "done": done, "compaction": compaction }));
     }
     done.iter().for_each(|done| tell_done(done, context));
+    compacted.iter().for_each(|done| compact::tell_done(done, context));
     Ok(match done.iter().any(Done::needs_person) {
         true => End::NeedsPerson,
         false if plan.has_doubts() => End::DamageFound,

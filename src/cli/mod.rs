@@ -8,6 +8,7 @@ mod adopt;
 mod agent;
 mod backup;
 mod check;
+mod compact;
 mod completions;
 mod config;
 mod context;
@@ -158,6 +159,8 @@ enum Command {
     Sync(sync::Args),
     /// Remove what the rules of [keep] do not keep; tells first what goes, and what can be recovered afterwards
     Expire(expire::Args),
+    /// Write parts anew of which only a little is still needed; the next expiry removes the old ones
+    Compact(compact::Args),
     /// Keep a backup whatever the rules say, until it is unpinned
     Pin(pin::Args),
     /// Let the rules decide about a backup again
@@ -216,6 +219,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<End> {
         Command::Verify(args) => verify::run(&args, context).await,
         Command::Sync(args) => sync::run(&args, context).await,
         Command::Expire(args) => expire::run(&args, context).await,
+        Command::Compact(args) => compact::run(&args, context).await,
         Command::Pin(args) => pin::pin(&args, context).await,
         Command::Unpin(args) => pin::unpin(&args, context).await,
         Command::Delete(args) => expire::delete(&args, context).await,

@@ -425,6 +425,27 @@ pub static KEYS: &[Key] = &[
         "Whose days, weeks, months and years these are, such as `Europe/Berlin`.",
     ),
     key(
+        "keep",
+        "compact",
+        Kind::Whole(1, 99),
+        Nothing,
+        "`walden expire` then also writes parts anew of whose content less than so many per cent is needed. Without it only `walden compact` does, below 50.",
+    ),
+    key(
+        "keep",
+        "compact_limit",
+        Kind::Size,
+        Is("10GB"),
+        "About so many bytes of parts are copied by one run at the most; the next run goes on.",
+    ),
+    key(
+        "keep",
+        "rate_limit",
+        Kind::Size,
+        Nothing,
+        "The most bytes a second that are fetched of parts that are written anew.",
+    ),
+    key(
         "goals",
         "rpo",
         Kind::Time,

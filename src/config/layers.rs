@@ -329,6 +329,9 @@ impl Table<'_> {
             yearly: count("yearly"),
             window: self.value("window").map(|_| self.time("window")),
             zone: self.text("zone").and_then(|zone| zone.parse().ok()).unwrap_or(chrono_tz::Tz::UTC),
+            compact: self.optional("compact").and_then(|share| u8::try_from(share).ok()),
+            compact_limit: self.size("compact_limit").unwrap_or(u64::MAX),
+            rate_limit: self.size("rate_limit"),
         }
     }
 

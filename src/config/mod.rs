@@ -244,6 +244,12 @@ pub struct KeepConfig {
     pub window: Option<Duration>,
     /// Whose days these are.
     pub zone: chrono_tz::Tz,
+    /// Below how many per cent of living content an expiry writes a part anew; without it none does.
+    pub compact: Option<u8>,
+    /// How many bytes are copied at most.
+    pub compact_limit: u64,
+    /// How many bytes a second.
+    pub rate_limit: Option<u64>,
 }
 
 impl KeepConfig {

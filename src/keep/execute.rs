@@ -23,7 +23,7 @@ use crate::{
     error::{Error, Kind, Result},
     interrupt::Interrupt,
     postgres::{SegmentName, SegmentSize, TimelineId, WalFile},
-    repository::{BackupId, BackupObject, Condemned, System},
+    repository::{BackupDocument, BackupId, BackupObject, Condemned, System},
     seal,
     store::{self, Key, Put},
 };
@@ -85,21 +85,24 @@ pub(super) async fn begin(system: &System, plan: &SystemPlan, clock: &dyn Clock)
         system.raise_horizon(&known, name).await?;
     }
     let mut spared = look_again(system, plan, clock).await?;
-    for id in plan.folders.iter().filter(|(_, work)| work.give_up).map(|(id, _)| *id) {
-        if system.give_up(id, clock.now()).await? == Put::Exists && system.backup_exists(id).await? {
-            spared.backup(system, id).await?;
+    for (id, work) in plan.folders.iter().filter(|(_, work)| work.give_up) {
+        if system.give_up(*id, clock.now()).await? == Put::Exists && system.backup_exists(*id).await? {
+            spared.backup(system, *id).await?;
+        }
+        // A backup that goes is left to those who look whether it does.
+        for (backup, number) in work.closes.iter().filter(|(backup, _)| !plan.condemned.backups.contains(backup)) {
+            system.close(*backup, *number).await?;
+            // It may have been written since this was planned: then it counts, and what it names.
+            if system.backup_exists(*backup).await? {
+                spared.needs(&system.backup(*backup).await?);
+            }
         }
     }
     Ok(spared)
 }
 
 /// Removes what is not spared.
-pub(super) async fn remove(
-    system: &System,
-    plan: &SystemPlan,
-    spared: Spared,
-    interrupt: &Interrupt,
-) -> Result<Done> {
+pub(super) async fn remove(system: &System, plan: &SystemPlan, spared: Spared, interrupt: &Interrupt) -> Result<Done> {
     let mut work = Work { system, interrupt, batch: Vec::new(), done: Done::default() };
     work.documents(plan, &spared).await?;
     if !work.is_stuck(plan, &spared).await? {
@@ -189,6 +192,10 @@ impl Spared {
         }
     }
 
+    fn needs(&mut self, backup: &BackupDocument) {
+        self.folders.extend(backup.references.iter().copied());
+    }
+
     /// What a folder needs that was not planned for: a backup, or one that is being taken.
     async fn folder(&mut self, system: &System, id: BackupId, folder: &Folder) -> Result<()> {
         if folder.objects.iter().any(|(object, _)| matches!(object, BackupObject::Document(_))) {
@@ -215,7 +222,7 @@ impl Spared {
             Err(error) => return Err(error),
         };
         self.spare(id, format!("backup {id} is to stay"));
-        self.folders.extend(document.references.iter().copied());
+        self.needs(&document);
         let size = system.document.segment_size;
         let (first, last) = (document.first_segment.number(size)?, document.last_segment.number(size)?);
         for timeline in system.timelines().await? {
@@ -259,17 +266,21 @@ impl Work<'_> {
 
     /// The documents: what they name is whole until they are gone. Of several the highest counts, and goes last.
     async fn documents(&mut self, plan: &SystemPlan, spared: &Spared) -> Result<()> {
-        let work = || plan.folders.iter().filter(|(id, _)| !spared.backups.contains(id));
-        for (id, work) in work() {
-            for number in work.documents.iter().rev().skip(1).rev() {
-                self.delete(self.system.folder.backup_document(*id, *number)?).await?;
+        let mut newest = Vec::new();
+        for (id, work) in plan.folders.iter().filter(|(id, _)| !spared.backups.contains(id)) {
+            let mut numbers = work.documents.clone();
+            if plan.condemned.backups.contains(id) {
+                // A compaction may have put one since.
+                numbers = self.system.document_numbers(*id).await?;
+            }
+            newest.extend(numbers.pop().map(|number| (*id, number)));
+            for number in numbers {
+                self.delete(self.system.folder.backup_document(*id, number)?).await?;
             }
         }
         self.flush().await?;
-        for (id, work) in work() {
-            if let Some(number) = work.documents.last() {
-                self.delete(self.system.folder.backup_document(*id, *number)?).await?;
-            }
+        for (id, number) in newest {
+            self.delete(self.system.folder.backup_document(id, number)?).await?;
         }
         self.flush().await
     }

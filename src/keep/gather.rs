@@ -7,7 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::inventory::{Attempt, Backup, Beside, BesideKind, Folder, Holding, Inventory, Line};
+use super::{
+    compact,
+    inventory::{Attempt, Backup, Beside, BesideKind, Folder, Holding, Inventory, Line},
+};
 use crate::{
     error::{Error, Kind, Result},
     postgres::{SegmentName, TimelineHistory, TimelineId, WalFile},
@@ -30,6 +33,7 @@ const LOOKED_AT: usize = 16;
 pub async fn gather(system: &System, now: DateTime<Utc>) -> Result<(Inventory, Vec<BackupDocument>)> {
     let condemned = system.condemned().await?;
     let backing_up = Lease::holder(system, "backup", now).await?.is_some();
+    let compacting = Lease::holder(system, compact::LEASE, now).await?.is_some();
     let mut doubts = Vec::new();
     let mut folders = folders(system).await?;
     let documents = documents(system, &mut folders, &mut doubts).await?;
@@ -47,6 +51,7 @@ pub async fn gather(system: &System, now: DateTime<Utc>) -> Result<(Inventory, V
         pins: system.pins().await?.into_iter().map(|pin| pin.backup).collect(),
         holds: system.holds(now).await?.iter().map(holding).collect(),
         backing_up,
+        compacting,
         condemned,
         needed: BTreeMap::new(),
         doubts,
@@ -176,11 +181,13 @@ async fn attempts(
 
 /// What an attempt says of itself in all that it has said.
 pub async fn attempt(system: &System, id: BackupId, intents: &[u32]) -> Result<Attempt> {
-    let mut attempt = Attempt { timeline: TimelineId::FIRST, references: BTreeSet::from([id]) };
+    let mut attempt =
+        Attempt { timeline: TimelineId::FIRST, references: BTreeSet::from([id]), publishes: BTreeMap::new() };
     for number in intents {
         let intent = system.intent(id, *number).await?;
         attempt.timeline = intent.timeline;
         attempt.references.extend(intent.references);
+        attempt.publishes.extend(intent.publishes);
     }
     Ok(attempt)
 }

@@ -33,6 +33,8 @@ pub struct Inventory {
     pub holds: Vec<Holding>,
     /// Whether somebody has the lease of a backup.
     pub backing_up: bool,
+    /// Whether somebody has the lease of a compaction.
+    pub compacting: bool,
     /// What is condemned, and the number under which it says so.
     pub condemned: (u32, Condemned),
     /// Which parts kept backups need, or why that is not known. Filled in once it is known which are kept.
@@ -234,6 +236,8 @@ pub struct Attempt {
     pub timeline: TimelineId,
     /// The backups whose parts it may need.
     pub references: BTreeSet<BackupId>,
+    /// Of a compaction, the documents that it is about to write.
+    pub publishes: BTreeMap<BackupId, u32>,
 }
 
 /// What somebody reads.

@@ -150,11 +150,7 @@ fn lacks_nothing(mirror: &Mirror, plan: &SystemPlan, folders: &BTreeMap<BackupId
 }
 
 /// What goes of the folders that a mirror has.
-fn works(
-    folders: &BTreeMap<BackupId, Folder>,
-    plan: &SystemPlan,
-    gone: &Condemned,
-) -> BTreeMap<BackupId, FolderWork> {
+fn works(folders: &BTreeMap<BackupId, Folder>, plan: &SystemPlan, gone: &Condemned) -> BTreeMap<BackupId, FolderWork> {
     let expired: BTreeSet<&BackupId> = gone.backups.iter().collect();
     let mut works = BTreeMap::new();
     for (id, folder) in folders {

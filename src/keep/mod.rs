@@ -2,6 +2,7 @@
 //! [`plan`] from what was gathered into an [`inventory`]; a dry run prints that plan, and a real run carries it out.
 
 pub mod choose;
+pub mod compact;
 mod delete;
 mod execute;
 mod expire;

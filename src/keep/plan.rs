@@ -160,6 +160,8 @@ impl Litter {
 pub struct FolderWork {
     /// Whether an attempt is to be given up first.
     pub give_up: bool,
+    /// Documents that it can write no more then, because these numbers are taken.
+    pub closes: BTreeMap<BackupId, u32>,
     /// Documents that go before all else, the lowest number first.
     pub documents: Vec<u32>,
     /// What goes after them.
@@ -323,7 +325,7 @@ impl Planning<'_> {
             path::add(&mut needed, path::along(&line.history, first, u64::MAX, size));
         }
         // Where a backup that is being taken begins is not known yet; on a standby it can be a while ago.
-        for attempt in found.attempts.values().filter(|_| found.backing_up) {
+        for attempt in found.attempts.values().filter(|a| found.backing_up && a.publishes.is_empty()) {
             if let Some(line) = found.lines.get(&attempt.timeline) {
                 path::add(&mut needed, path::along(&line.history, 0, u64::MAX, size));
             }
@@ -396,6 +398,7 @@ impl Planning<'_> {
                         self.plan.condemned.add(new);
                         let mut work = self.gone_folder(*id, folder, Why::Attempt);
                         work.give_up = true;
+                        work.closes = found.attempts.get(id).map(|a| a.publishes.clone()).unwrap_or_default();
                         work
                     }
                     false => self.gone_folder(*id, folder, Why::Unneeded),
@@ -428,6 +431,9 @@ impl Planning<'_> {
     /// a tombstone first.
     fn is_alive(&self, id: BackupId) -> bool {
         let found = self.found;
+        if found.attempts.get(&id).is_some_and(|attempt| !attempt.publishes.is_empty()) {
+            return found.compacting && !found.condemned.1.attempts.contains(&id);
+        }
         let newer = found.backups.iter().any(|backup| backup.id > id);
         let served = newer || id.instant() + ATTEMPTS_SERVE < self.now;
         found.backing_up || !(served || found.condemned.1.attempts.contains(&id))
@@ -495,6 +501,7 @@ impl Planning<'_> {
         hold.or_else(|| {
             let refers = |(attempt, facts): (&BackupId, &super::inventory::Attempt)| {
                 (facts.references.contains(&id) && self.is_alive(*attempt)).then(|| match self.found.backing_up {
+                    _ if !facts.publishes.is_empty() => format!("compaction {attempt}, which is under way"),
                     true => format!("backup {attempt}, which is being taken"),
                     false => format!("the next backup, which may go on from attempt {attempt}"),
                 })
@@ -513,6 +520,9 @@ impl Planning<'_> {
         }
         for (id, attempt) in found.attempts.iter().filter(|(id, _)| self.is_alive(**id)) {
             held.push(match found.backing_up {
+                _ if !attempt.publishes.is_empty() => {
+                    format!("compaction {id} is under way: what it reads and writes stays")
+                }
                 true => format!(
                     "backup {id} is being taken: what it has stored stays, and the WAL of timeline {}",
                     attempt.timeline

@@ -1,5 +1,5 @@
 //! Years of a cluster in a model: backups that build on others, WAL with gaps, promotions, ways back, killed attempts,
-//! upgrades, pins; and expiries by random rules in between. After each what was promised is asked of a simple oracle
+//! upgrades, pins, compactions; and expiries by random rules in between. After each what was promised is asked of a simple oracle
 //! that knows nothing of how plans are made: every instant that was promised and could be recovered before can be
 //! recovered still, and nothing is there that nothing needs.
 
@@ -39,6 +39,8 @@ struct Model {
     folders: Parts,
     attempts: BTreeMap<BackupId, Attempt>,
     pins: BTreeSet<BackupId>,
+    /// Compactions that came to their end, and attempts that will never be backups.
+    given_up: BTreeSet<BackupId>,
 }
 
 impl Model {
@@ -55,6 +57,7 @@ impl Model {
             folders: Parts::new(),
             attempts: BTreeMap::new(),
             pins: BTreeSet::new(),
+            given_up: BTreeSet::new(),
         }
     }
 
@@ -78,7 +81,7 @@ impl Model {
         let history = &self.histories[&self.timeline];
         let mut needed = self.backups.values().rfind(|(b, _)| b.lies_on(history)).map(|(_, n)| n.clone());
         let needed = needed.get_or_insert_default();
-        if let Some((attempt, _)) = self.attempts.iter().next_back().filter(|_| rng.bool()) {
+        if let Some((attempt, _)) = self.attempts.iter().rfind(|(_, a)| a.publishes.is_empty()).filter(|_| rng.bool()) {
             needed.entry(*attempt).or_default().extend(self.folders[attempt].iter().copied());
         }
         needed.values_mut().for_each(|numbers| numbers.retain(|_| rng.u32(..4) > 0));
@@ -105,7 +108,41 @@ impl Model {
     fn attempt(&mut self, now: DateTime<Utc>) {
         let (id, timeline) = (BackupId::at(now), self.timeline);
         self.folders.insert(id, BTreeSet::from([1, 2]));
-        self.attempts.insert(id, Attempt { timeline, references: BTreeSet::from([id]) });
+        self.attempts.insert(id, Attempt { timeline, references: BTreeSet::from([id]), publishes: BTreeMap::new() });
+    }
+
+    /// Some part is written anew in a folder of its own; killed on the way not all backups point there.
+    fn compact(&mut self, now: DateTime<Utc>, rng: &mut Rng) {
+        let parts: Vec<_> = self.folders.iter().flat_map(|(id, all)| all.iter().map(move |n| (*id, *n))).collect();
+        let Some((folder, number)) = rng.choice(parts) else { return };
+        let id = BackupId::at(now);
+        let (mut publishes, killed) = (BTreeMap::new(), rng.bool());
+        for (backup, needed) in self.backups.values_mut() {
+            if !needed.get(&folder).is_some_and(|numbers| numbers.contains(&number)) {
+                continue;
+            }
+            publishes.insert(backup.id, 2);
+            if killed && rng.bool() {
+                continue;
+            }
+            needed.get_mut(&folder).unwrap().remove(&number);
+            needed.retain(|_, numbers| !numbers.is_empty());
+            needed.insert(id, BTreeSet::from([1]));
+            backup.references = needed.keys().copied().filter(|of| *of != backup.id).collect();
+            if folder == backup.id {
+                backup.parts.retain(|(own, _)| *own != number);
+            }
+        }
+        if publishes.is_empty() {
+            return;
+        }
+        self.folders.insert(id, BTreeSet::from([1, 2]));
+        if killed {
+            let references = BTreeSet::from([id, folder]);
+            self.attempts.insert(id, Attempt { timeline: self.timeline, references, publishes });
+        } else {
+            self.given_up.insert(id);
+        }
     }
 
     /// A standby is promoted, or the cluster goes back a while: a new timeline.
@@ -146,11 +183,12 @@ impl Model {
         let folder = |(id, parts): (&BackupId, &BTreeSet<u32>)| {
             let object = match self.attempts.contains_key(id) {
                 true => Some(BackupObject::Intent(1)),
+                false if self.given_up.contains(id) => Some(BackupObject::Document(1)),
                 false => self.backups.contains_key(id).then_some(BackupObject::Document(1)),
             };
             let objects = object.into_iter().map(|object| (object, 1)).collect();
             let parts = parts.iter().map(|number| (*number, 100)).collect();
-            (*id, Folder { objects, parts, given_up: false, strangers: 0 })
+            (*id, Folder { objects, parts, given_up: self.given_up.contains(id), strangers: 0 })
         };
         Inventory {
             incarnation: self.incarnation,
@@ -163,6 +201,7 @@ impl Model {
             pins: self.pins.clone(),
             holds: Vec::new(),
             backing_up: false,
+            compacting: false,
             condemned: (0, Condemned::default()),
             needed: BTreeMap::new(),
             doubts: Vec::new(),
@@ -177,11 +216,12 @@ impl Model {
             }
             if work.give_up {
                 self.attempts.remove(id);
+                self.given_up.insert(*id);
             }
             let numbers = work.parts.iter().flat_map(|(first, last)| *first..=*last).collect::<Vec<_>>();
             let folder = self.folders.get_mut(id).unwrap();
             numbers.iter().for_each(|number| assert!(folder.remove(number)));
-            if folder.is_empty() {
+            if folder.is_empty() && !self.backups.contains_key(id) {
                 self.folders.remove(id);
             }
         }
@@ -378,7 +418,7 @@ fn years(seed: u64, days: u32) {
             let count = models.len() as u64;
             let model = models.last_mut().unwrap();
             model.write(model.lsn + rng.u64(..2 * SIZE.bytes()), now, &mut rng);
-            match rng.u32(..200) {
+            match rng.u32(..206) {
                 0..50 => model.backup(now, &mut rng),
                 50..53 => model.attempt(now),
                 53..56 => model.promote(now, &mut rng),
@@ -386,6 +426,7 @@ fn years(seed: u64, days: u32) {
                 57..60 => model.pins.extend(model.backups.keys().next_back()),
                 60..63 => model.pins = BTreeSet::new(),
                 63..80 => expire(&mut models, &rules, now, &format!("seed {seed}, day {day}")),
+                200.. => model.compact(now, &mut rng),
                 80 => expire(&mut models, &policy(&mut rng), now, &format!("seed {seed}, day {day}, other rules")),
                 _ => {}
             }

@@ -208,7 +208,18 @@ mod tests {
 
     fn keep(daily: u32, window: Option<Duration>) -> KeepConfig {
         let (last, weekly, monthly, yearly) = (0, 0, 0, 0);
-        KeepConfig { last, daily, weekly, monthly, yearly, window, zone: chrono_tz::Tz::UTC }
+        KeepConfig {
+            last,
+            daily,
+            weekly,
+            monthly,
+            yearly,
+            window,
+            zone: chrono_tz::Tz::UTC,
+            compact: None,
+            compact_limit: 0,
+            rate_limit: None,
+        }
     }
 
     fn told(change: impl FnOnce(&mut Known<'_>)) -> Vec<&'static str> {

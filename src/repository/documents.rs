@@ -261,6 +261,9 @@ pub struct IntentDocument {
     pub origin: Option<Origin>,
     /// The backups whose parts it may come to need.
     pub references: Vec<BackupId>,
+    /// Of a compaction, which is no backup and never becomes one: the backups that are to get a new document, and its number.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub publishes: BTreeMap<BackupId, u32>,
 }
 
 /// What stands in place of `backup-1.json` where an expiry has given up an attempt: it never becomes a backup.

@@ -251,6 +251,39 @@ impl System {
         }
     }
 
+    /// The number of the newest document of a backup, a tombstone included; 0 where there is none.
+    pub async fn newest_number(&self, id: BackupId) -> Result<u32> {
+        Ok(self.document_numbers(id).await?.last().copied().unwrap_or(0))
+    }
+
+    /// The numbers of the documents of a backup, rising, a tombstone included.
+    pub async fn document_numbers(&self, id: BackupId) -> Result<Vec<u32>> {
+        let objects = self.small_objects(id).await?.into_iter();
+        let numbers = objects.filter_map(|o| if let BackupObject::Document(number) = o { Some(number) } else { None });
+        let mut numbers: Vec<u32> = numbers.collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// The highest number of a manifest of a backup, whether a document names it or not; 0 where there is none.
+    pub async fn newest_manifest(&self, id: BackupId) -> Result<u32> {
+        let objects = self.small_objects(id).await?.into_iter();
+        let numbers = objects.filter_map(|o| if let BackupObject::Manifest(number) = o { Some(number) } else { None });
+        Ok(numbers.max().unwrap_or(0))
+    }
+
+    /// Has what counts of a backup count under that number as well, so that nobody else can take it. Nothing is done where
+    /// somebody has, or where the backup is gone.
+    pub async fn close(&self, id: BackupId, number: u32) -> Result<()> {
+        let newest = self.newest_number(id).await?;
+        if newest == 0 || newest >= number {
+            return Ok(());
+        }
+        let Some(document) = self.document_of(id, newest).await? else { return Ok(()) };
+        self.store.put(&self.folder.backup_document(id, number)?, documents::to_bytes(&document)?.into()).await?;
+        Ok(())
+    }
+
     /// Whether a backup of that id exists.
     pub async fn backup_exists(&self, id: BackupId) -> Result<bool> {
         Ok(self.newest_document(id).await?.is_some())
@@ -340,7 +373,8 @@ impl System {
                 }
             }
             if let Some(number) = last.filter(|_| !exists) {
-                attempts.push(self.intent(id, number).await?);
+                let intent = self.intent(id, number).await?;
+                attempts.extend(intent.publishes.is_empty().then_some(intent));
             }
         }
         Ok(attempts)

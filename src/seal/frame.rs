@@ -96,6 +96,15 @@ impl<W: Write> FrameWriter<W> {
         done
     }
 
+    /// Writes a frame of so much content on as it is; what was begun ends before it.
+    pub fn pass(&mut self, frame: &[u8], content: u32) -> io::Result<()> {
+        self.cut()?;
+        self.inner.write_all(frame)?;
+        self.table.push(FrameSize { stored: frame.len() as u32, content });
+        self.written += frame.len() as u64;
+        Ok(())
+    }
+
     fn emit(&mut self, content: &[u8]) -> io::Result<()> {
         let frame = self.maker.make(content)?;
         self.inner.write_all(frame)?;

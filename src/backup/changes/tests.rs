@@ -90,6 +90,7 @@ impl Scene {
             block_size: BLOCK as u32,
             origin: Some(origin),
             references: Vec::new(),
+            publishes: BTreeMap::new(),
         };
         self.runtime.block_on(self.system.intend(&intent, 1)).unwrap();
         let parts = Arc::new(Parts::new(self.system.clone(), id, 1));
