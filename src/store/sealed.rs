@@ -288,6 +288,10 @@ impl Store for Sealed {
         self.inner.delete(key)
     }
 
+    fn delete_many<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<(Key, Error)>> {
+        self.inner.delete_many(keys)
+    }
+
     fn declared<'a>(&'a self, key: &'a Key) -> Answer<'a, Option<Declared>> {
         Box::pin(async move {
             if !(self.rules.sealed)(key) {

@@ -10,7 +10,7 @@ use std::{ops::Range, sync::Arc};
 use bytes::Bytes;
 
 use crate::{
-    error::{Kind, Result},
+    error::{Error, Kind, Result},
     seal::age,
     store::{Answer, Download, Key, Listed, Put, Store, Tag, Upload},
 };
@@ -152,9 +152,30 @@ impl Store for Names {
             self.inner.delete(key).await
         })
     }
+
+    fn delete_many<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<(Key, Error)>> {
+        Box::pin(async move {
+            let mut sealed = Vec::new();
+            for key in keys {
+                sealed.extend(self.sealed(key)?.map(|name| (name, key)));
+            }
+            let (names, of): (Vec<Key>, Vec<&Key>) = sealed.into_iter().unzip();
+            let mut kept = Vec::new();
+            if !names.is_empty() {
+                let locked = self.inner.delete_many(&names).await?.into_iter();
+                let known = locked.filter_map(|(name, error)| Some((names.iter().position(|n| *n == name)?, error)));
+                kept.extend(known.map(|(at, error)| (of[at].clone(), error)));
+            }
+            let plain: Vec<Key> = keys.iter().filter(|key| !kept.iter().any(|(k, _)| k == *key)).cloned().collect();
+            if !plain.is_empty() {
+                kept.extend(self.inner.delete_many(&plain).await?);
+            }
+            Ok(kept)
+        })
+    }
 }
 
-fn is_absent(error: &crate::Error) -> bool {
+fn is_absent(error: &Error) -> bool {
     error.kind() == Kind::NotFound
 }
 
