@@ -101,7 +101,7 @@ fn rewrite(p: &Protected, id: &str, change: impl FnOnce(&mut Value)) {
     let mut document: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     change(&mut document);
     // As an older Walden wrote it: with its checksum it would be damaged.
-    document.as_object_mut().unwrap().remove("sha256");
+    document.as_object_mut().unwrap().remove("lines_sha256");
     fs::write(&path, document.to_string()).unwrap();
 }
 

@@ -277,8 +277,9 @@ pub struct Tombstone {
     pub given_up: DateTime<Utc>,
 }
 
-/// What begins and what ends the last line but one of a document, around 64 hexadecimal digits.
-const CHECKSUM: (&str, &str) = ("  \"sha256\": \"", "\"\n}\n");
+/// What begins and what ends the last line but one of a document, around 64 hexadecimal digits. No document has a field of
+/// that name by itself.
+const CHECKSUM: (&str, &str) = ("  \"lines_sha256\": \"", "\"\n}\n");
 
 /// A document as it is stored: JSON that people can read, with a line feed at its end. The last field is the SHA-256 of
 /// the lines before it: `head -n -2 | sha256sum` tells the same.
@@ -310,7 +311,7 @@ fn is_sound(text: &str) -> bool {
         let value = line.trim().strip_suffix('"').and_then(|line| line.rsplit_once('"'));
         value.is_some_and(|(_, value)| value.len() == 64 && value.bytes().all(|b| b.is_ascii_hexdigit()))
     };
-    !text.contains("\"sha256\"") && !text.lines().rev().nth(1).is_some_and(digits)
+    !text.contains("\"lines_sha256\"") && !text.lines().rev().nth(1).is_some_and(digits)
 }
 
 /// Reads a document called `name`. A format of the future is told apart from damage.
