@@ -145,7 +145,7 @@ impl Store for Several {
 
     fn get<'a>(&'a self, key: &'a Key, range: Option<Range<u64>>) -> Answer<'a, Download> {
         Box::pin(async move {
-            let (mut absent, mut silent) = (None, None);
+            let (mut damaged, mut absent, mut silent) = (None, None, None);
             for at in self.in_order(key) {
                 let member = &self.members[at];
                 let got = match member.store().await {
@@ -155,10 +155,12 @@ impl Store for Several {
                 match member.heard(got) {
                     Err(error) if error.kind() == Kind::NotFound => absent = absent.or(Some(error)),
                     Err(error) if is_away(&error) => silent = silent.or(Some(error)),
+                    // One that is sealed shows damage before its first byte.
+                    Err(error) if error.kind() == Kind::Damaged => damaged = damaged.or(Some(error)),
                     answer => return answer,
                 }
             }
-            Err(absent.or(silent).unwrap_or_else(|| Error::internal("no repository to read from")))
+            Err(damaged.or(absent).or(silent).unwrap_or_else(|| Error::internal("no repository to read from")))
         })
     }
 
