@@ -6,6 +6,7 @@ use super::{Line, Request, Surroundings, Teller};
 use crate::{
     config::{self, RepositoryConfig, RepositoryUrl},
     error::{Error, Kind, Result},
+    human,
     mirror::{self, Mirror},
     postgres::SystemId,
     repository::{self, Incarnation, RepositoryDocument, System},
@@ -48,6 +49,7 @@ pub(super) async fn look(
     told.add(absence(&system, around).await);
     if let Ok(repository) = request.config.repository() {
         told.add(conditional_writes(&system, repository, around).await);
+        object_lock(repository, around).await.into_iter().for_each(|line| told.add(line));
     }
     for mirror in mirror::configured(request.config, &around.random) {
         beside(&mirror, &document, &system, around).await.into_iter().for_each(|line| told.add(line));
@@ -75,6 +77,7 @@ async fn beside(mirror: &Mirror, first: &RepositoryDocument, system: &System, ar
     };
     let there = System { store: there.store.clone(), ..system.clone() };
     let lines = [absence(&there, around).await, conditional_writes(&there, mirror.config(), around).await];
+    let lines = lines.into_iter().chain(object_lock(mirror.config(), around).await);
     let of_mirror = |line: Line| Line { name, text: format!("{}: {}", mirror.name, line.text), ..line };
     [Line::ok(name, format!("{}: {}", mirror.name, mirror.url()))].into_iter().chain(lines.map(of_mirror)).collect()
 }
@@ -136,6 +139,16 @@ async fn conditional_writes(system: &System, repository: &RepositoryConfig, arou
         ),
         (Err(error), _) => Line::error(name, &error),
     }
+}
+
+/// Whether the bucket locks what it is asked to lock; nothing where it is not asked.
+async fn object_lock(repository: &RepositoryConfig, around: &Surroundings) -> Option<Line> {
+    let name = "object-lock";
+    let length = human::duration(repository.lock?);
+    Some(match config::prove_lock(repository, around.random.clone()).await {
+        Ok(_) => Line::ok(name, format!("what is stored is locked for {length}")),
+        Err(error) => Line::error(name, &error),
+    })
 }
 
 async fn probe(system: &System, repository: &RepositoryConfig, around: &Surroundings) -> Result<Probe> {

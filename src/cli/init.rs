@@ -56,7 +56,11 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     let cluster = config.cluster(context.global.cluster.as_deref())?;
     let store = config::create_store(config.repository()?, context.random.clone()).await?;
     let conditional = prove_conditions(config.repository()?, context).await?;
+    config::prove_lock(config.repository()?, context.random.clone()).await?;
     let mirrors = mirror::configured(&config, &context.random);
+    for mirror in &mirrors {
+        config::prove_lock(mirror.config(), context.random.clone()).await.map_err(|e| mirror.told(e))?;
+    }
     prove_new(&*store, &mirrors).await?;
     let first = repository::init(&*store, &*context.clock, &context.random).await?;
     let server = Server::of(&cluster).await?;

@@ -107,6 +107,20 @@ pub static KEYS: &[Key] = &[
     ),
     key(
         "repository",
+        "lock",
+        Kind::Time,
+        Nothing,
+        "Have the bucket lock each object with data for so long, such as `30 days`: until then nobody deletes it for good. The bucket must have been made for it. See docs/SECURITY.md.",
+    ),
+    key(
+        "repository",
+        "lock_mode",
+        Kind::Choice(&["governance", "compliance"]),
+        Is("governance"),
+        "Whether whoever has the right to may lift a lock (`governance`), or nobody at all (`compliance`).",
+    ),
+    key(
+        "repository",
         "conditional_writes",
         Kind::Choice(&["required", "check-then-put"]),
         Is("required"),

@@ -88,6 +88,10 @@ impl Layers {
                 return Err(Error::invalid(format!("{table}.url is not configured"))
                     .hint(format!("set url under [{table}], or remove the table")));
             };
+            if matches!(url, RepositoryUrl::File(_)) && self.values.contains_key(&("repository", of.cloned(), "lock")) {
+                return Err(Error::invalid(format!("{table}.lock is set, and a directory cannot lock what is in it"))
+                    .hint("remove lock, or take a bucket that has object lock"));
+            }
             // Buckets of one name on two servers are two.
             let endpoint = self.values.get(&("repository", of.cloned(), "endpoint")).map(|(value, _)| value);
             let one = |other: &&(_, &RepositoryUrl, _)| other.1.touches(url) && other.2 == endpoint;
@@ -349,6 +353,8 @@ impl Table<'_> {
             storage_class: self.text("storage_class"),
             sse: self.text("sse"),
             sse_kms_key_id: self.text("sse_kms_key_id"),
+            lock: self.value("lock").map(|_| self.time("lock")),
+            lock_compliance: self.text("lock_mode").as_deref() == Some("compliance"),
             check_then_put: self.text("conditional_writes").as_deref() == Some("check-then-put"),
             ca_file: self.text("ca_file").map(PathBuf::from),
             connect_timeout: self.time("connect_timeout"),

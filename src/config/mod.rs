@@ -31,7 +31,7 @@ pub use self::{
     file::{Lookup, SYSTEM},
     reference::{first_file, reference},
     state_dir::prove_state_dir,
-    store::{create_store, guards, open_conditional_store, open_store, s3_options},
+    store::{create_store, guards, open_conditional_store, open_store, prove_lock, s3_options},
     url::RepositoryUrl,
     value::{Levels, Value},
 };
@@ -95,6 +95,10 @@ pub struct RepositoryConfig {
     pub sse: Option<String>,
     /// The KMS key for it.
     pub sse_kms_key_id: Option<String>,
+    /// For how long new objects are locked.
+    pub lock: Option<Duration>,
+    /// Whether nobody at all may lift that.
+    pub lock_compliance: bool,
     /// Whether the user accepted a store that does not honour put-if-absent.
     pub check_then_put: bool,
     /// Certificates to trust besides the system's.

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use super::{RepositoryConfig, RepositoryUrl};
 use crate::{
     clock::Random,
-    error::Result,
-    repository::SEALING,
+    error::{Error, Result},
+    repository::{SEALING, is_lasting},
     store::{
         Store,
         check_then_put::CheckThenPut,
         dir::DirStore,
         retry::Patience,
-        s3::{Encryption, Guards, S3Options, S3Store},
+        s3::{Encryption, Guards, Lock, NO_LOCK, S3Options, S3Store},
         sealed::{Keys, Sealed},
     },
 };
@@ -64,6 +64,21 @@ pub async fn guards(repository: &RepositoryConfig, random: Arc<Random>) -> Resul
     }
 }
 
+/// Whether objects are to be locked. A bucket that does not, or does not tell, is refused then.
+pub async fn prove_lock(repository: &RepositoryConfig, random: Arc<Random>) -> Result<bool> {
+    if repository.lock.is_none() {
+        return Ok(false);
+    }
+    let wished = format!("{} is to lock objects ([repository] lock)", repository.url);
+    match guards(repository, random).await?.and_then(|guards| guards.lock) {
+        Some(true) => Ok(true),
+        Some(false) => Err(Error::refused(format!("{wished}, and its bucket has no object lock")).hint(NO_LOCK)),
+        None => Err(Error::refused(format!("{wished}, and does not tell whether its bucket has object lock")).hint(
+            "give the credentials the right s3:GetBucketObjectLockConfiguration; a store that does not know the question locks nothing",
+        )),
+    }
+}
+
 /// How the bucket of a repository is spoken to; `None` of one that is a directory.
 #[must_use]
 pub fn s3_options(repository: &RepositoryConfig) -> Option<S3Options> {
@@ -82,6 +97,7 @@ fn s3(repository: &RepositoryConfig, bucket: &str, prefix: &str) -> S3Options {
     S3Options {
         region: repository.region.clone(),
         profile: repository.profile.clone(),
+        lock: repository.lock.map(|time| Lock { time, compliance: repository.lock_compliance, of: is_lasting }),
         credentials_file: repository
             .credentials_file
             .clone()

@@ -254,6 +254,19 @@ pub enum BackupObject {
     Part(u32),
 }
 
+/// Whether an object is data, or tells what data is, and lies there unchanged until it is expired: what object lock is
+/// for. Leases, probes, notes and intents are not, nor are pieces of segments: Walden removes them when they have served.
+#[must_use]
+pub fn is_lasting(key: &Key) -> bool {
+    let parts: Vec<&str> = key.as_str().split('/').collect();
+    match parts.as_slice() {
+        [REPOSITORY] | [_, _, "system.json"] => true,
+        [_, _, "wal", rest @ ..] => !rest.iter().any(|part| part.ends_with(".pieces")),
+        [_, _, "backups", _, name] => !name.starts_with("intent-"),
+        _ => false,
+    }
+}
+
 /// The segment that an object's key names, if it is one's.
 #[must_use]
 pub fn segment_of(key: &Key) -> Option<SegmentName> {
@@ -380,6 +393,35 @@ mod tests {
         for name in ["part-3.tar.zst", "part-00003.tar.zst.age", "backup-01.json", "notes-1.json", "backup-1.json/x"] {
             let key = Key::new(format!("{}{name}", folder.backup(id))).unwrap();
             assert_eq!(folder.object_of(id, &key), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_locked_is_never_what_walden_clears_away() {
+        let (id, timeline): (BackupId, _) = ("20261121T014500Z".parse().unwrap(), TimelineId::new(10).unwrap());
+        let segment: SegmentName = "0000000A000000010000000F".parse().unwrap();
+        let partial: WalFile = "0000000A000000010000000F.partial".parse().unwrap();
+        for key in [
+            Key::new(REPOSITORY),
+            folder().system(),
+            folder().segment(segment),
+            folder().wal_file(partial, blake3(b"x")),
+            folder().history(timeline),
+            folder().part(id, 1),
+            folder().manifest(id, 1),
+            folder().backup_document(id, 1),
+        ] {
+            assert!(is_lasting(key.as_ref().unwrap()), "{key:?}");
+        }
+        for key in [
+            folder().piece(segment, 0, 1),
+            folder().intent(id, 1),
+            Key::new(format!("{}1.json", folder().leases("backup"))),
+            Key::new(format!("{}1.json", folder().notes("restores"))),
+            Key::new(format!("{}x", folder().probes())),
+            Key::new("probe/x"),
+        ] {
+            assert!(!is_lasting(key.as_ref().unwrap()), "{key:?}");
         }
     }
 

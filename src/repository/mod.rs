@@ -59,7 +59,7 @@ pub use gaps::{GapNote, MissingRow, Suspended, rows as rows_of_segments};
 pub use horizon::{Horizons, horizons};
 pub use kits::{Cleared, KitLock, KitNote};
 pub use layer_maps::{LayerMaps, Overlaid, overlay};
-pub use layout::{BackupObject, REPOSITORY, SystemFolder, archived, piece_of, roll_up_of, segment_of};
+pub use layout::{BackupObject, REPOSITORY, SystemFolder, archived, is_lasting, piece_of, roll_up_of, segment_of};
 pub use listing::Stored;
 pub use manifest::{Directory, File, FileStat, FileSystem, Hashed, Layer, LayerKind, LayerMap, Manifest, Origin, Part};
 pub use names::{BackupId, ClusterName, EndedRow, Incarnation, RepositoryName, RollUpName};

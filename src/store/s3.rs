@@ -8,6 +8,7 @@ mod client;
 mod errors;
 mod guards;
 pub mod keys_file;
+mod lock;
 mod read;
 mod upload;
 mod write;
@@ -30,10 +31,12 @@ use aws_sdk_s3::{
 };
 use bytes::Bytes;
 
+pub(crate) use self::errors::NO_LOCK;
 use self::write::Condition;
 pub use self::{
     client::{Found, Keys, credentials},
     guards::Guards,
+    lock::Lock,
     upload::settle,
 };
 use super::{
@@ -59,7 +62,7 @@ pub enum Encryption {
 }
 
 /// Where a bucket is and how it is spoken to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct S3Options {
     /// The bucket's name.
     pub bucket: String,
@@ -79,6 +82,8 @@ pub struct S3Options {
     pub storage_class: Option<String>,
     /// Encryption by the store.
     pub encryption: Encryption,
+    /// How new objects are locked.
+    pub lock: Option<Lock>,
     /// Credentials. Without them AWS's standard chain is asked: environment, profile, web identity, instance.
     pub keys: Option<Keys>,
     /// A file of certificates (PEM) that are trusted beside the system's.
@@ -109,6 +114,7 @@ impl S3Options {
             path_style: false,
             storage_class: None,
             encryption: Encryption::default(),
+            lock: None,
             keys: None,
             ca_file: None,
             unsigned_payload: None,

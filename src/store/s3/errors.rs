@@ -44,6 +44,7 @@ impl Call {
         let (raw, meta) = (answer.raw(), answer.err().meta());
         let header = |name: &str| raw.headers().get(name).map(str::to_owned);
         let refusal = Refusal {
+            locking: self.bucket.options.lock.is_some() && (["put", "begin an upload of"].contains(&self.doing)),
             status: raw.status().as_u16(),
             code: meta.code().unwrap_or_default(),
             message: meta.message().unwrap_or_default(),
@@ -63,6 +64,8 @@ impl Call {
 /// An error that S3 answered.
 struct Refusal<'a> {
     status: u16,
+    /// Whether a retention may have been asked for.
+    locking: bool,
     code: &'a str,
     message: &'a str,
     region: Option<String>,
@@ -106,6 +109,9 @@ impl Refusal<'_> {
                 .hint("it is overloaded or out of order: try again later"),
             (501, _) | (_, "NotImplemented") => Error::denied(self.said("the store cannot do this"))
                 .hint("does it know conditional writes (If-None-Match)? see conditional_writes under [repository]"),
+            (400, "InvalidRequest") if self.locking => {
+                Error::denied(self.said(&format!("bucket {bucket} does not lock objects"))).hint(NO_LOCK)
+            }
             (401 | 403, _) => Error::denied(self.said(&format!("bucket {bucket} refused access")))
                 .hint("the credentials need the rights to get, put, list and delete objects in this bucket"),
             (404, "") => Error::denied(self.said("the endpoint does not answer as S3 does"))
@@ -129,6 +135,9 @@ fn refused_as_old(code: &str) -> bool {
         "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "RequestTimeTooSkewed" | "RequestExpired"
     )
 }
+
+/// The mend where a bucket has no object lock.
+pub(crate) const NO_LOCK: &str = "make the bucket anew with object lock (AWS also turns it on for one that is there), or remove `lock` under [repository]";
 
 /// The mend where nobody answered.
 pub(super) const UNREACHED: &str =

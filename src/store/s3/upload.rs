@@ -130,6 +130,7 @@ impl Open {
         let id = call
             .persist(0, |_| async {
                 let (encryption, kms_key) = bucket.encryption();
+                let (lock_mode, locked_until) = bucket.retention(name);
                 let request = bucket
                     .client()
                     .create_multipart_upload()
@@ -139,7 +140,9 @@ impl Open {
                     .set_metadata(write::metadata(identity))
                     .set_storage_class(bucket.storage_class())
                     .set_server_side_encryption(encryption)
-                    .set_ssekms_key_id(kms_key);
+                    .set_ssekms_key_id(kms_key)
+                    .set_object_lock_mode(lock_mode)
+                    .set_object_lock_retain_until_date(locked_until);
                 let begun = request.send().await.map_err(|e| call.failure(e).error)?;
                 begun.upload_id.ok_or_else(|| call.error(Error::failed("the store gave the upload no id")))
             })

@@ -76,6 +76,7 @@ pub(super) async fn put(
     let call = bucket.call("put", name);
     call.persist(bytes.len(), |_| async {
         let (encryption, kms_key) = bucket.encryption();
+        let (lock_mode, locked_until) = bucket.retention(name);
         let (if_none_match, if_match) = condition.headers(bucket);
         let request = bucket
             .client()
@@ -88,6 +89,8 @@ pub(super) async fn put(
             .set_storage_class(bucket.storage_class())
             .set_server_side_encryption(encryption)
             .set_ssekms_key_id(kms_key)
+            .set_object_lock_mode(lock_mode)
+            .set_object_lock_retain_until_date(locked_until)
             .body(ByteStream::from(bytes.clone()));
         let sent = if bucket.unsigned_payload {
             request.customize().disable_payload_signing().send().await

@@ -35,6 +35,15 @@ const KNOWN_DEVIATIONS: [&str; 3] =
 /// `required` makes a missing server a failure, `no` leaves its tests out.
 const WANTED: &str = "WALDEN_TEST_SEAWEEDFS";
 
+/// The policies of docs/policies, each of which an identity has. Their keys end with the name.
+const ROLES: [(&str, &str); 3] = [
+    ("writer", include_str!("../../../docs/policies/writer.json")),
+    ("expirer", include_str!("../../../docs/policies/expirer.json")),
+    ("restorer", include_str!("../../../docs/policies/restorer.json")),
+];
+/// The bucket with object lock.
+const LOCKED: &str = "walden-locked";
+
 const ACCESS_KEY: &str = "TESTACCESSKEY";
 const SECRET_KEY: &str = "test/secret+key";
 const START: Duration = Duration::from_secs(120);
@@ -74,6 +83,26 @@ struct Started {
 }
 
 impl SeaweedFs {
+    /// This server as somebody with the policy of that name in `docs/policies` sees it, for prefixes that begin with
+    /// `walden-`. Only of a server that was [started](Self::start) by the test: it goes on for as long as `self`.
+    #[must_use]
+    pub fn seen_by(&self, role: &str) -> Self {
+        Self {
+            endpoint: self.endpoint.clone(),
+            https_endpoint: self.https_endpoint.clone(),
+            bucket: self.bucket.clone(),
+            access_key: format!("{ACCESS_KEY}-{role}"),
+            secret_key: format!("{SECRET_KEY}-{role}"),
+            _server: None,
+        }
+    }
+
+    /// The same server's bucket that has object lock, with a writer's rights. Only of a server that was [started](Self::start) by the test.
+    #[must_use]
+    pub fn locked(&self) -> Self {
+        Self { bucket: LOCKED.to_owned(), ..self.seen_by("locker") }
+    }
+
     /// The server that the environment names, or else one that is started now and ends when this is dropped. `None`,
     /// said plainly, where SeaweedFS is not on this machine or was left out.
     ///
@@ -173,7 +202,13 @@ fn try_start(weed: &Path, folder: &TempDir) -> Option<Started> {
     // No "Admin": for one, SeaweedFS makes every bucket that is written to.
     let actions = r#"["Read","Write","List","Tagging"]"#;
     let keys = format!(r#"{{"accessKey":"{ACCESS_KEY}","secretKey":"{SECRET_KEY}"}}"#);
-    let identities = format!(r#"{{"identities":[{{"name":"test","credentials":[{keys}],"actions":{actions}}}]}}"#);
+    let with_policy = |name: &str| identity(name, &format!(r#""policyNames":["{name}"]"#));
+    let roles = ROLES.map(|(role, _)| with_policy(role)).join(",");
+    let policies = ROLES.map(|(role, policy)| policy_of(role, policy, "walden-test")).join(",");
+    let (locker, locks) = (with_policy("locker"), policy_of("locker", ROLES[0].1, LOCKED));
+    let identities = format!(
+        r#"{{"identities":[{{"name":"test","credentials":[{keys}],"actions":{actions}}},{locker},{roles}],"policies":[{locks},{policies}]}}"#
+    );
     fs::write(at("identities.json"), identities).expect("a file in our own folder");
     let tls = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/s3/tls"));
     let [master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc, https] = free_ports();
@@ -228,13 +263,29 @@ fn try_start(weed: &Path, folder: &TempDir) -> Option<Started> {
         // The shell waits for a master by itself, for ever.
         let listening = [master, filer, s3].iter().all(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok());
         if listening && !made {
-            made = bucket_is_there(&run_with_input(&mut shell, "s3.bucket.create -name walden-test\ns3.bucket.list\n"));
+            let buckets = format!(
+                "s3.bucket.create -name walden-test\ns3.bucket.create -name {LOCKED} -withLock\ns3.bucket.list\n"
+            );
+            made = bucket_is_there(&run_with_input(&mut shell, &buckets));
         }
         sleep(PAUSE);
     }
     let grpc = [("master", master_grpc), ("volume", volume_grpc), ("filer", filer_grpc), ("s3", s3_grpc)];
     let sockets = grpc.map(|(part, port)| format!("/tmp/seaweedfs-{part}-grpc-{port}.sock").into()).to_vec();
     Some(Started { child, http: s3, https, sockets })
+}
+
+/// An identity with keys of its own, and what it may do.
+fn identity(name: &str, may: &str) -> String {
+    let keys = format!(r#"{{"accessKey":"{ACCESS_KEY}-{name}","secretKey":"{SECRET_KEY}-{name}"}}"#);
+    format!(r#"{{"name":"{name}","credentials":[{keys}],{may}}}"#)
+}
+
+/// A policy for a bucket and our prefixes, as text in JSON.
+fn policy_of(name: &str, policy: &str, bucket: &str) -> String {
+    let policy = policy.replace("BUCKET", bucket).replace("PREFIX", "walden-*");
+    let plain: Vec<&str> = policy.lines().map(str::trim).collect();
+    format!(r#"{{"name":"{name}","content":"{}"}}"#, plain.concat().replace('"', "\\\""))
 }
 
 /// Whether the shell's list of buckets has ours. The shell ends well whatever its commands did.
