@@ -60,8 +60,6 @@ pub fn answer<T>(ended: Result<Option<T>>, request: &Fetch, promote_despite_doub
     match ended {
         Ok(Some(delivered)) => Ok(delivered),
         Ok(None) => Err(absent()),
-        // What is refused (an object that is encrypted to others, say) is not given by asking again.
-        Err(error) if error.kind() == Kind::Refused => Err(error),
         Err(error) if on_doubt(request, promote_despite_doubt) == OnDoubt::AskAgain => {
             Err(absent().context("a standby asks again").source(error))
         }
