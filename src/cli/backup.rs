@@ -21,7 +21,7 @@ pub struct Args {
     /// The most bytes to read in a second, such as 50MB; the configuration's [backup] rate_limit otherwise
     #[arg(long, value_name = "SIZE")]
     rate_limit: Option<String>,
-    /// Keep it whatever the rules of [keep] say, until walden unpin
+    /// Keep it whatever the rules of retention say, until walden unpin
     #[arg(long)]
     pin: bool,
     /// What to call it, for people

@@ -157,7 +157,7 @@ enum Command {
     Verify(verify::Args),
     /// Have the other repositories catch up with the first: everything is compared, what is missing is copied
     Sync(sync::Args),
-    /// Remove what the rules of [keep] do not keep; tells first what goes, and what can be recovered afterwards
+    /// Remove what the configured rules do not keep; tells first what goes, and what can be recovered afterwards
     Expire(expire::Args),
     /// Write parts anew of which only a little is still needed; the next expiry removes the old ones
     Compact(compact::Args),

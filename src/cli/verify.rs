@@ -31,10 +31,10 @@ pub struct Args {
     /// Begin anew instead of going on with a run that was interrupted
     #[arg(long, requires = "deep")]
     anew: bool,
-    /// Objects to read at a time; the configuration's [restore] parallel otherwise
+    /// Objects to read at a time; restore.parallel of the configuration otherwise
     #[arg(long, requires = "deep", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     parallel: Option<u32>,
-    /// The most bytes to read in a second, such as 50MB; the configuration's [restore] rate_limit otherwise
+    /// The most bytes to read in a second, such as 50MB; restore.rate_limit of the configuration otherwise
     #[arg(long, requires = "deep", value_name = "SIZE")]
     rate_limit: Option<String>,
 }

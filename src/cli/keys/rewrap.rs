@@ -23,7 +23,7 @@ pub struct Args {
     /// The file with an identity that opens the old objects; the configuration's identity_file otherwise
     #[arg(long, value_name = "FILE")]
     identity: Option<PathBuf>,
-    /// The most bytes to read in a second, such as 50MB; the configuration's [backup] rate_limit otherwise
+    /// The most bytes to read in a second, such as 50MB; backup.rate_limit of the configuration otherwise
     #[arg(long, value_name = "SIZE")]
     rate_limit: Option<String>,
 }
