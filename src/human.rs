@@ -29,6 +29,15 @@ pub fn size(bytes: u64) -> String {
     if bytes == 1 { "1 byte".into() } else { format!("{bytes} bytes") }
 }
 
+/// So many things, whose plural only adds an s: `1 backup`, `2 backups`.
+#[must_use]
+pub fn count(number: u64, what: &str) -> String {
+    match number {
+        1 => format!("1 {what}"),
+        number => format!("{number} {what}s"),
+    }
+}
+
 /// A length of time: `340 ms`, `4.2 s`, `2 min 5 s`, `3 h 10 min`, `2 d 4 h`.
 #[must_use]
 pub fn duration(length: Duration) -> String {

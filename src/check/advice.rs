@@ -31,10 +31,11 @@ pub(super) async fn look(
     told: &mut Teller<'_>,
 ) {
     let now = around.clock.now();
-    let (mut timelines, mut restored) = (None, None);
+    let (mut timelines, mut restored, mut kit) = (None, None, None);
     if let Some(system) = system {
         timelines = windows(request, system, around).await.ok();
         restored = look::restored(system).await;
+        kit = system.newest_kit().await.ok();
     }
     let slots = match server {
         Some(server) => server.session.slots().await.unwrap_or_default(),
@@ -48,6 +49,8 @@ pub(super) async fn look(
         archive_timeout: server.filter(|s| !s.facts.in_recovery).map(|s| s.asked.archive_timeout),
         received: look::received(request.config, request.cluster, &slots),
         identity: look::identity(request.config, request.cluster),
+        recipients: &request.config.encryption.recipients,
+        kit,
         file: look::configuration(request.config),
         now,
     };

@@ -6,6 +6,7 @@ use super::{Context, Paint, exit::End, programs};
 use crate::{
     check::{self, Line, Report, Request, Surroundings, Verdict},
     error::Result,
+    human,
 };
 
 /// The arguments.
@@ -67,10 +68,7 @@ fn tell(line: &Line, context: &Context) {
 
 fn sum_up(report: &Report, context: &Context) {
     let out = &context.output;
-    let count = |verdict, what: &str| match report.count(verdict) {
-        1 => format!("1 {what}"),
-        n => format!("{n} {what}s"),
-    };
+    let count = |verdict, what: &str| human::count(report.count(verdict) as u64, what);
     let (failures, warnings) = (count(Verdict::Fail, "failure"), count(Verdict::Warn, "warning"));
     match report.verdict() {
         Verdict::Ok => out.line(out.paint(Paint::Good, "archiving works, and all is well")),

@@ -165,7 +165,7 @@ fn tell_system(plan: &SystemPlan, context: &Context) {
     out.line("");
     for wal in &plan.wal {
         let rows = if wal.segments == 1 { wal.first.to_string() } else { format!("{} to {}", wal.first, wal.last) };
-        out.line(format_args!("goes: {rows}, {} segments, {}", wal.segments, human::size(wal.bytes)));
+        out.line(format_args!("goes: {rows}, {}, {}", human::count(wal.segments, "segment"), human::size(wal.bytes)));
     }
     for parts in &plan.parts {
         let why = match parts.why {
@@ -173,14 +173,23 @@ fn tell_system(plan: &SystemPlan, context: &Context) {
             Why::Unneeded => "that no backup needs any more",
             Why::Attempt => "of an attempt that became no backup",
         };
-        out.line(format_args!("goes: {} parts in {}, {why}, {}", parts.parts, parts.backup, human::size(parts.bytes)));
+        out.line(format_args!(
+            "goes: {} in {}, {why}, {}",
+            human::count(parts.parts, "part"),
+            parts.backup,
+            human::size(parts.bytes)
+        ));
     }
     if plan.litter != Litter::default() {
-        out.line(format_args!("goes: {} small objects, {}", plan.litter.objects, human::size(plan.litter.bytes)));
+        out.line(format_args!(
+            "goes: {}, {}",
+            human::count(plan.litter.objects, "small object"),
+            human::size(plan.litter.bytes)
+        ));
     }
     match plan.objects() {
         0 => out.line("nothing goes"),
-        objects => out.line(format_args!("in all: {objects} objects, {}", human::size(plan.bytes()))),
+        objects => out.line(format_args!("in all: {}, {}", human::count(objects, "object"), human::size(plan.bytes()))),
     }
     plan.held.iter().for_each(|held| out.line(format_args!("stays for now: {held}")));
     plan.remains.iter().for_each(|remains| out.line(recoverable(remains)));
@@ -228,10 +237,10 @@ fn tell_done(done: &Done, context: &Context) {
             ));
         }
         if *deleted > 0 {
-            out.remark(format_args!("{deleted} objects removed from {name}"));
+            out.remark(format_args!("{} removed from {name}", human::count(*deleted, "object")));
         }
     }
     if done.deleted > 0 {
-        out.remark(format_args!("{} objects removed", done.deleted));
+        out.remark(format_args!("{} removed", human::count(done.deleted, "object")));
     }
 }

@@ -124,7 +124,8 @@ pub fn show(plan: &Plan, host: &Host, output: &Output) {
 /// Shows how the host compares; what differs comes as warnings.
 fn show_host(host: &Host, line: &impl Fn(&str, String)) {
     let same = if host.differences.is_empty() && host.unknown.is_empty() { ": as the backup needs it" } else { "" };
-    line("host", format!("{}{same}", host.describe()));
+    let described = host.describe();
+    line("host", if described.is_empty() { "not known".to_owned() } else { format!("{described}{same}") });
     for unknown in host.unknown.iter().take(UNKNOWN) {
         line("", format!("not compared: {unknown}"));
     }

@@ -168,12 +168,12 @@ fn told(name: &RepositoryName, store: &dyn Store, reports: &[Report]) -> Value {
 fn tell(report: &Report, out: &Output) {
     let looked = &report.looked;
     out.line(format_args!(
-        "system {}: {} backups with {} parts ({}), {} segments ({})",
+        "system {}: {} with {} ({}), {} ({})",
         report.incarnation,
-        looked.backups,
-        looked.parts,
+        human::count(looked.backups, "backup"),
+        human::count(looked.parts, "part"),
         human::size(looked.part_bytes),
-        looked.segments,
+        human::count(looked.segments, "segment"),
         human::size(looked.segment_bytes)
     ));
     if let Some(deep) = &report.deep {

@@ -12,6 +12,8 @@ use crate::{
     config::{GoalsConfig, KeepConfig},
     human,
     plan::window::Timelines,
+    repository::KitNote,
+    seal::age::Recipients,
 };
 
 /// Something to do before the day of need.
@@ -44,6 +46,10 @@ pub struct Known<'a> {
     pub received: bool,
     /// The identity file, where it lies on the host of the data directory.
     pub identity: Option<PathBuf>,
+    /// To whom new objects are encrypted.
+    pub recipients: &'a Recipients,
+    /// The newest recovery kit.
+    pub kit: Option<Option<KitNote>>,
     /// The configuration file.
     pub file: Option<FileSeen>,
     /// When that was.
@@ -65,7 +71,7 @@ pub struct FileSeen {
 type Rule = fn(&Known<'_>) -> Option<Advice>;
 
 /// The rules, in the order in which they are told.
-const RULES: &[Rule] = &[recent_backup, tried_restore, loss, no_window, no_rules, own_identity, modes];
+const RULES: &[Rule] = &[recent_backup, tried_restore, loss, no_window, no_rules, own_identity, kit, modes];
 
 /// Everything that is to be said.
 #[must_use]
@@ -174,6 +180,25 @@ fn own_identity(known: &Known<'_>) -> Option<Advice> {
     })
 }
 
+fn kit(known: &Known<'_>) -> Option<Advice> {
+    if known.recipients.is_empty() {
+        return None;
+    }
+    let (what, grave) = match known.kit.as_ref()? {
+        None => ("what is stored is encrypted, and no recovery kit is on record".to_owned(), false),
+        Some(kit) if known.recipients.texts().all(|recipient| kit.recipients.contains(&recipient)) => return None,
+        Some(kit) => (
+            format!(
+                "the newest recovery kit, of {}, is older than the last change of the recipients",
+                human::time(kit.made)
+            ),
+            true,
+        ),
+    };
+    let mend = "walden kit export --with-identity=FILE, where the identity is; keep it where this host is not";
+    Some(Advice { name: "kit", what, mend: mend.into(), grave })
+}
+
 fn modes(known: &Known<'_>) -> Option<Advice> {
     const OTHERS_READ: u32 = 0o004;
     const OTHERS_WRITE: u32 = 0o002;
@@ -198,9 +223,31 @@ impl Known<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::trees::{self, at};
+    use crate::{
+        report::trees::{self, at},
+        repository::KitLock,
+    };
 
     const DAY: Duration = Duration::from_secs(86_400);
+
+    const RECIPIENT: &str = "age1t7rxyev2z3rw82stdlrrepyc39nvn86l5078zqkf5uasdy86jp6svpy7pa";
+
+    fn note(recipients: &Recipients) -> KitNote {
+        KitNote {
+            format: 1,
+            made: at("20 10:00"),
+            host: "h".into(),
+            walden: "0".into(),
+            locked: KitLock::Passphrase,
+            identity: true,
+            credentials: false,
+            recipients: recipients.texts().collect(),
+            configuration_sha256: String::new(),
+            bytes: 1,
+            sha256: String::new(),
+            object: None,
+        }
+    }
 
     fn goals() -> GoalsConfig {
         GoalsConfig { rpo: Some(Duration::from_secs(60)), backup_age: 8 * DAY, restore_age: 100 * DAY }
@@ -228,6 +275,7 @@ mod tests {
 
     fn told_with(keep: &KeepConfig, change: impl FnOnce(&mut Known<'_>)) -> Vec<&'static str> {
         let (goals, systems) = (goals(), trees::single());
+        let recipients = Recipients::parse(&[RECIPIENT]).unwrap();
         let mut known = Known {
             goals: &goals,
             keep,
@@ -236,6 +284,8 @@ mod tests {
             archive_timeout: Some(Duration::from_secs(60)),
             received: false,
             identity: None,
+            recipients: &recipients,
+            kit: Some(Some(note(&recipients))),
             file: Some(FileSeen { path: "/etc/walden/walden.toml".into(), mode: 0o100_640, secret: true }),
             now: at("21 10:05"),
         };
@@ -247,8 +297,7 @@ mod tests {
     fn what_is_well_and_what_is_not_known_is_passed_over() {
         assert!(told(|_| {}).is_empty());
         assert!(
-            told(|known| (known.system, known.restored, known.archive_timeout, known.file) = (None, None, None, None))
-                .is_empty()
+            told(|known| (known.system, known.restored, known.kit, known.file) = (None, None, None, None)).is_empty()
         );
         assert!(told(|known| known.file.as_mut().unwrap().mode = 0o100_644).len() == 1);
     }
@@ -265,6 +314,8 @@ mod tests {
             assert_eq!(told(|known| known.archive_timeout = Some(Duration::from_secs(timeout))), ["loss"]);
         }
         assert!(told(|known| (known.archive_timeout, known.received) = (Some(Duration::ZERO), true)).is_empty());
+        assert_eq!(told(|known| known.kit = Some(None)), ["kit"]);
+        assert_eq!(told(|known| known.kit.as_mut().unwrap().as_mut().unwrap().recipients.clear()), ["kit"]);
         assert_eq!(told(|known| known.identity = Some("/etc/walden/identity".into())), ["own-identity"]);
         assert_eq!(told(|known| known.file.as_mut().unwrap().mode = 0o100_642), ["configuration-modes"]);
         let open =

@@ -23,7 +23,7 @@ use crate::{
         pg_wal::PgWal,
         sql::{Session, Slot},
     },
-    repository::{Incarnation, System},
+    repository::{Incarnation, KitNote, System},
     store::Store,
 };
 
@@ -48,9 +48,9 @@ pub async fn status(
             .await
             .unwrap_or_else(|_| Err(Error::unavailable(format!("it did not answer within {} s", limit.as_secs())))),
     };
-    let ((systems, restored), unreachable) = match systems {
+    let (InRepository { systems, restored, kit }, unreachable) = match systems {
         Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Denied) => {
-            ((Vec::new(), None), Some(error.to_string()))
+            (InRepository::default(), Some(error.to_string()))
         }
         systems => (systems?, None),
     };
@@ -62,6 +62,8 @@ pub async fn status(
         archive_timeout: server.as_ref().ok().filter(|server| !server.in_recovery).map(|server| server.archive_timeout),
         received: server.as_ref().is_ok_and(|server| received(config, cluster, &server.slots)),
         identity: identity(config, cluster),
+        recipients: &config.encryption.recipients,
+        kit,
         file: configuration(config),
         now,
     });
@@ -106,14 +108,26 @@ async fn systems(
     cluster: &ClusterConfig,
     store: impl Future<Output = Result<Arc<dyn Store>>>,
     watch: &Watch,
-) -> Result<(Vec<Timelines>, Option<Option<DateTime<Utc>>>)> {
+) -> Result<InRepository> {
     let store = store.await?;
-    let (mut systems, mut last) = (Vec::new(), None);
+    let mut found = InRepository::default();
     for system in System::all(&store, &cluster.name).await? {
-        systems.push(timelines(&system, Depth::Ends, cluster, watch).await?);
-        last = last.max(restored(&system).await);
+        found.systems.push(timelines(&system, Depth::Ends, cluster, watch).await?);
+        found.restored = found.restored.max(restored(&system).await);
+        found.kit = system.newest_kit().await.ok();
     }
-    Ok((systems, last))
+    Ok(found)
+}
+
+/// What is known of a cluster from its repository.
+#[derive(Default)]
+struct InRepository {
+    /// Its systems, the newest last.
+    systems: Vec<Timelines>,
+    /// When a restore was done last; the inner value is none where there was none.
+    restored: Option<Option<DateTime<Utc>>>,
+    /// The newest recovery kit of the newest system, in the same way.
+    kit: Option<Option<KitNote>>,
 }
 
 /// The timelines of a system. When the data directory is at hand it tells which of them the cluster writes.
