@@ -39,8 +39,16 @@ use walden_testkit::{
 };
 
 /// A cluster of whose first backup little is living: what was large in it is gone, what never changed is not.
-fn churned(place: Place<'_>) -> (Protected, Vec<String>) {
+fn churned(place: Place<'_>, encrypted: bool) -> (Protected, Vec<String>) {
     let p = Protected::new(any(), place, |b| b.setting("autovacuum", "off"));
+    if encrypted {
+        let identity = p.scene.path().join("identity.txt");
+        let made = run(p.command(["keys", "generate", "--output"]).arg(&identity));
+        p.walden(["keys", "add", made.ok()]).expect_code(0);
+        let text = fs::read_to_string(&p.config).unwrap();
+        let named = format!("[encryption]\nidentity_file = \"{}\"", identity.display());
+        p.scene.write("walden.toml", text.replace("[encryption]", &named));
+    }
     p.cluster
         .psql("create table great as select n, repeat(md5(n::text), 8) as text from generate_series(1, 300000) as n");
     p.cluster.psql("create table small as select n, md5(n::text) as text from generate_series(1, 30000) as n");
@@ -76,8 +84,8 @@ fn same(before: &Path, after: &Path) {
     run(Command::new("diff").arg("-r").arg(before).arg(after)).expect_code(0);
 }
 
-fn each_backup_stays_what_it_was(place: Place<'_>) {
-    let (p, ids) = churned(place);
+fn each_backup_stays_what_it_was(place: Place<'_>, encrypted: bool) {
+    let (p, ids) = churned(place, encrypted);
     let before: Vec<_> = ids.iter().map(|id| export(&p, id, &format!("before-{id}"))).collect();
     let bytes = || {
         let document: serde_json::Value = serde_json::from_str(p.walden(["list", "--space", "--json"]).ok()).unwrap();
@@ -95,6 +103,7 @@ fn each_backup_stays_what_it_was(place: Place<'_>) {
     for (id, before) in ids.iter().zip(&before) {
         same(before, &export(&p, id, &format!("between-{id}")));
     }
+    p.walden(["verify", "--deep"]).expect_code(0);
     p.walden(["expire"]).expect_code(0);
     let (stored_now, content_now, living_now) = bytes();
     assert!(
@@ -105,6 +114,7 @@ fn each_backup_stays_what_it_was(place: Place<'_>) {
     for (id, before) in ids.iter().zip(&before) {
         same(before, &export(&p, id, &format!("after-{id}")));
     }
+    p.walden(["verify", "--deep", "--anew"]).expect_code(0);
     assert!(p.walden(["expire"]).ok().contains("nothing goes"));
     assert!(!p.walden(["compact"]).ok().contains("written anew"));
 
@@ -125,17 +135,22 @@ fn each_backup_stays_what_it_was(place: Place<'_>) {
 
 #[test]
 fn each_backup_in_a_directory_stays_what_it_was() {
-    each_backup_stays_what_it_was(Place::Directory);
+    each_backup_stays_what_it_was(Place::Directory, false);
+}
+
+#[test]
+fn each_backup_in_an_encrypted_repository_stays_what_it_was() {
+    each_backup_stays_what_it_was(Place::Directory, true);
 }
 
 #[test]
 fn each_backup_in_a_bucket_stays_what_it_was() {
-    each_backup_stays_what_it_was(Place::Bucket(&S3Server::start()));
+    each_backup_stays_what_it_was(Place::Bucket(&S3Server::start()), false);
 }
 
 #[test]
 fn an_expiry_that_is_told_to_compacts() {
-    let (p, ids) = churned(Place::Directory);
+    let (p, ids) = churned(Place::Directory, false);
     let before = export(&p, &ids[1], "before");
     let text = fs::read_to_string(&p.config).unwrap();
     p.scene.write("walden.toml", text.replace("last = 2", "last = 1\ncompact = 60"));
@@ -219,7 +234,7 @@ fn copy(p: &Protected) -> PathBuf {
 
 #[test]
 fn a_kill_or_a_fault_at_any_request_leaves_every_backup_whole() {
-    let (p, ids) = churned(Place::Directory);
+    let (p, ids) = churned(Place::Directory, false);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     for (number, trouble) in [Trouble::Die, Trouble::LoseAnswer, Trouble::Fail].into_iter().enumerate() {
         for at in (number..).step_by(step(7)) {
@@ -308,7 +323,7 @@ impl Store for Meanwhile {
 
 #[test]
 fn an_expiry_at_any_instant_that_takes_it_for_dead_harms_no_backup() {
-    let (p, ids) = churned(Place::Directory);
+    let (p, ids) = churned(Place::Directory, false);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     // The same rules, and such that one of the backups goes meanwhile.
     for last in [2, 1] {
