@@ -266,11 +266,16 @@ impl Cluster {
     /// With what `pg_stat_archiver` says, when that does not come.
     #[track_caller]
     pub fn wait_archived(&self, name: &str) {
-        let begun = Instant::now();
+        let (mut begun, mut last) = (Instant::now(), None);
         let done = self.pgdata.join("pg_wal/archive_status").join(format!("{name}.done"));
         // A checkpoint may have removed the segment, and its mark with it.
         let sql = format!("SELECT last_archived_wal >= '{name}' COLLATE \"C\" FROM pg_stat_archiver");
         while !done.exists() && self.try_psql(&sql).as_deref() != Ok("t") {
+            // A backlog may take long: as long as it becomes less.
+            let archived = self.try_psql("SELECT archived_count FROM pg_stat_archiver").ok();
+            if archived != last {
+                (begun, last) = (Instant::now(), archived);
+            }
             assert!(
                 begun.elapsed() < PATIENCE,
                 "{name} was not archived: {:?}\n{}",
