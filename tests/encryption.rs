@@ -291,3 +291,47 @@ fn a_mirror_gets_the_bytes_as_they_are_stored() {
     assert!(ran.code != Some(0) && ran.stderr.contains("does not have the hash"), "{ran}");
     assert!(!s.p.repository.join(key).exists());
 }
+
+#[test]
+fn a_changed_byte_of_a_sealed_object_is_found_and_never_restored() {
+    let s = Sealed::new(Place::Directory);
+    s.write(300);
+    s.backup();
+    s.write(30);
+    let verify = |deep: &[&str]| run(&mut s.with(&s.identity, &[&["verify"], deep].concat()));
+    verify(&["--deep"]).expect_code(0);
+    // Who has no identity says what was not looked at, and holds nothing for damaged because of that.
+    let keyless = s.p.walden(["verify"]);
+    assert!(keyless.ok().contains("no identity is given here"), "{keyless}");
+    let objects = s.objects();
+    for kind in ["/part-00001", "/manifest-", "/catalogue-", "/about-", "/wal/00000001/"] {
+        let (key, bytes) = objects.iter().filter(|(key, _)| key.contains(kind)).next_back().unwrap();
+        let path = s.p.repository.join(key);
+        // In the header, in its stanza, in the first chunk and at the end; and a file that ends early.
+        let mut changed: Vec<Vec<u8>> = [30, 1000, 2048 + 16 + 40, bytes.len() - 1]
+            .map(|at| {
+                let mut changed = bytes.clone();
+                changed[at] ^= 1;
+                changed
+            })
+            .into();
+        changed.push(bytes[..bytes.len() - 20].to_vec());
+        for (number, bytes) in changed.into_iter().enumerate() {
+            fs::write(&path, bytes).unwrap();
+            let found = verify(&["--deep", "--anew"]);
+            let name = key.trim_end_matches(".age");
+            assert!(found.code == Some(6) && found.stdout.contains(name), "{key}, change {number}: {found}");
+            let copy = s.p.scene.path().join("damaged");
+            let restore = ["restore", "--to", "latest", "--yes", "--pgdata", copy.to_str().unwrap()];
+            let restored = run(&mut s.with(&s.identity, &restore));
+            // The catalogue only says what things are called.
+            if kind != "/catalogue-" && kind != "/about-" {
+                assert!(restored.code != Some(0), "{key}, change {number}: {restored}");
+                assert!(!copy.join("global/pg_control").exists(), "{key}, change {number}");
+            }
+            let _ = fs::remove_dir_all(&copy);
+        }
+        fs::write(&path, objects.get(key).unwrap()).unwrap();
+    }
+    verify(&["--deep", "--anew"]).expect_code(0);
+}

@@ -270,13 +270,13 @@ fn a_kill_in_the_middle_leaves_nothing_that_is_not_whole() {
     server.heal();
     let (ours, before) = (objects(&p.repository), in_bucket(&server).len());
     let mut kills = 0;
-    for round in 1.. {
-        server.fault(Fault::new(What::Delay(Duration::from_millis(30))).on("PutObject"));
+    server.fault(Fault::new(What::Delay(Duration::from_millis(60))).on("PutObject"));
+    loop {
+        // As soon as it has put something: others are under way then.
+        let there = server.keys().len();
         let mut running = p.command(["-q", "sync"]).spawn().unwrap();
-        let begun = Instant::now();
-        let limit = Duration::from_millis(120 * round);
-        while begun.elapsed() < limit && running.try_wait().unwrap().is_none() {
-            sleep(Duration::from_millis(5));
+        while server.keys().len() == there && running.try_wait().unwrap().is_none() {
+            sleep(Duration::from_millis(2));
         }
         let ended = running.try_wait().unwrap();
         if ended.is_none() {
@@ -284,7 +284,6 @@ fn a_kill_in_the_middle_leaves_nothing_that_is_not_whole() {
             running.wait().unwrap();
             kills += 1;
         }
-        server.heal();
         let theirs = in_bucket(&server);
         theirs.iter().for_each(|(key, bytes)| assert!(ours[key] == *bytes, "{key}"));
         if let Some(document) = theirs.keys().find(|key| key.contains("/backup-1.json")) {
