@@ -305,7 +305,7 @@ fn a_changed_byte_of_a_sealed_object_is_found_and_never_restored() {
     assert!(keyless.ok().contains("no identity is given here"), "{keyless}");
     let objects = s.objects();
     for kind in ["/part-00001", "/manifest-", "/catalogue-", "/about-", "/wal/00000001/"] {
-        let (key, bytes) = objects.iter().filter(|(key, _)| key.contains(kind)).next_back().unwrap();
+        let (key, bytes) = objects.iter().rfind(|(key, _)| key.contains(kind)).unwrap();
         let path = s.p.repository.join(key);
         // In the header, in its stanza, in the first chunk and at the end; and a file that ends early.
         let mut changed: Vec<Vec<u8>> = [30, 1000, 2048 + 16 + 40, bytes.len() - 1]
