@@ -103,7 +103,7 @@ fn whichever_request_fails_nothing_is_listed_that_cannot_be_restored() {
         assert!(there.is_superset(&known), "{what}: a backup is gone");
         known = there;
         assert_eq!(server.open_uploads(), 0, "{what}: an upload was left open");
-        at += if is_long { 1 } else { rng.usize(1..10) };
+        at += if is_long { 1 } else { rng.usize(1..20) };
     }
     assert!(failed > 2, "seed {seed}: only {failed} backups failed");
 }

@@ -1,7 +1,7 @@
 //! The ledger over backups: a random history of a cluster and of its backups, of which some are deleted again. What was
 //! committed by the end of each is written down outside the database, and each that is left must restore exactly that.
 //!
-//! `WALDEN_TEST_LONG=1` takes four dozen backups on every version instead of one dozen on two of them, another number
+//! `WALDEN_TEST_LONG=1` takes four dozen backups on every version instead of eight on two of them, another number
 //! as many; `WALDEN_TEST_SEED` repeats a run.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of a test may panic and tell like the test")]
@@ -208,7 +208,7 @@ fn every_backup_that_is_left_restores_what_was_committed_by_its_end() {
         None => {
             let ends: BTreeSet<u16> =
                 [versions.first(), versions.last()].into_iter().flatten().map(|v| v.major).collect();
-            versions.iter().filter(|v| ends.contains(&v.major)).for_each(|pg| the_ledger_holds(pg, 12));
+            versions.iter().filter(|v| ends.contains(&v.major)).for_each(|pg| the_ledger_holds(pg, 8));
         }
     }
 }

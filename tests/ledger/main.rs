@@ -152,13 +152,13 @@ fn the_ledger_holds(installation: &Installation, place: Place<'_>, count: Count)
 
 #[test]
 fn every_target_restores_the_rows_committed_by_then() {
-    let count = Count::or_long(50, 6);
+    let count = Count::or_long(40, 4);
     for_each_version(|installation| the_ledger_holds(installation, Place::Directory, count));
 }
 
 #[test]
 fn every_target_restores_the_rows_committed_by_then_from_a_bucket() {
-    let count = Count::or_long(4, 4);
+    let count = Count::or_long(3, 3);
     for_each_version(|installation| {
         let server = S3Server::start();
         the_ledger_holds(installation, Place::Bucket(&server), count);
