@@ -3,6 +3,7 @@
 mod export;
 mod key;
 mod print;
+mod stored;
 
 use std::{
     io::Read as _,
@@ -11,7 +12,7 @@ use std::{
 
 use serde_json::json;
 
-use self::key::Unlock;
+use self::{key::Unlock, stored::Place};
 use super::{Context, Paint, exit::End};
 use crate::{
     error::{Error, Result},
@@ -34,15 +35,30 @@ enum Command {
     Show(Show),
     /// Put what is in a kit onto this host
     Import(Import),
+    /// The kits that are stored in the repository, the newest first
+    List(stored::List),
+    /// Get a kit that is stored in the repository, as the file that it is
+    Fetch(stored::Fetch),
+}
+
+/// A kit that is at hand, or stored in a repository.
+#[derive(Debug, clap::Args)]
+struct Given {
+    /// The kit, or the text of its printed page; - is standard input. With --from what walden kit list calls it
+    /// [default: the newest]
+    #[arg(required_unless_present = "from")]
+    kit: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    unlock: Unlock,
 }
 
 /// The arguments of `walden kit show`.
 #[derive(Debug, clap::Args)]
 struct Show {
-    /// The kit, or the text of its printed page
-    file: PathBuf,
     #[command(flatten)]
-    unlock: Unlock,
+    given: Given,
     /// Print it: text to FILE or to standard output (-); a page with QR codes where FILE ends in .html
     #[arg(long, value_name = "FILE")]
     print: Option<PathBuf>,
@@ -51,10 +67,8 @@ struct Show {
 /// The arguments of `walden kit import`.
 #[derive(Debug, clap::Args)]
 struct Import {
-    /// The kit, or the text of its printed page; - is standard input
-    file: PathBuf,
     #[command(flatten)]
-    unlock: Unlock,
+    given: Given,
     /// The folder to write into [default: that of --config, else of $WALDEN_CONFIG, else /etc/walden]
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
@@ -77,12 +91,21 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         Command::Export(args) => export::run(args, context).await,
         Command::Show(args) => show(args, context).await,
         Command::Import(args) => import(args, context).await,
+        Command::List(args) => stored::list(args, context).await,
+        Command::Fetch(args) => stored::fetch(args, context).await,
+    }
+}
+
+impl Args {
+    /// Whether it reads the repository and nothing else.
+    pub fn reads(&self) -> bool {
+        matches!(self.command, Command::List(_) | Command::Fetch(_))
     }
 }
 
 async fn show(args: &Show, context: &Context) -> Result<End> {
-    let bytes = read(&args.file)?;
-    let Opened { contents, locked } = open(&bytes, &args.unlock, context).await?;
+    let bytes = args.given.read(context).await?;
+    let Opened { contents, locked } = args.given.open(&bytes, context).await?;
     let manifest = &contents.manifest;
     if let Some(to) = &args.print {
         print::print(&Sheet { manifest, locked, bytes: &bytes }, to, context)?;
@@ -98,7 +121,7 @@ async fn show(args: &Show, context: &Context) -> Result<End> {
 
 async fn import(args: &Import, context: &Context) -> Result<End> {
     let target = target(args, context)?;
-    let opened = open(&read(&args.file)?, &args.unlock, context).await?;
+    let opened = args.given.open(&args.given.read(context).await?, context).await?;
     let how = match (args.overwrite, args.merge) {
         (true, _) => How::Overwrite,
         (_, true) => How::Merge,
@@ -146,7 +169,22 @@ fn target(args: &Import, context: &Context) -> Result<Target> {
     }
 }
 
-/// The bytes of a kit, in whatever form it is given.
+impl Given {
+    /// Its bytes, wherever they are.
+    async fn read(&self, context: &Context) -> Result<Vec<u8>> {
+        match (&self.kit, &self.place.from) {
+            (Some(file), None) => read(file),
+            (wanted, _) => self.place.take(wanted.as_deref(), context).await,
+        }
+    }
+
+    async fn open(&self, bytes: &[u8], context: &Context) -> Result<Opened> {
+        let key = self.unlock.key(envelope::locked(bytes)?, context).await?;
+        envelope::open(bytes, &key)
+    }
+}
+
+/// The bytes of a kit in a file, in whatever form it is given.
 fn read(file: &Path) -> Result<Vec<u8>> {
     let given = if file == Path::new("-") {
         let mut bytes = Vec::new();
@@ -165,11 +203,6 @@ fn read(file: &Path) -> Result<Vec<u8>> {
         }
     };
     envelope::bytes_of(given?).map_err(|e| e.context(file.display()))
-}
-
-async fn open(bytes: &[u8], unlock: &Unlock, context: &Context) -> Result<Opened> {
-    let key = unlock.key(envelope::locked(bytes)?, context).await?;
-    envelope::open(bytes, &key)
 }
 
 fn word(locked: Locked) -> &'static str {

@@ -192,6 +192,7 @@ impl Command {
             Self::Status(_) | Self::List(_) | Self::Find(_) | Self::Timeline(_) | Self::Plan(_) => true,
             Self::Restore(_) | Self::Export(_) | Self::Verify(_) => true,
             Self::Wal(args) => args.reads(),
+            Self::Kit(args) => args.reads(),
             _ => false,
         };
         if reads || chosen.is_none() {

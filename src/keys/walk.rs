@@ -17,7 +17,7 @@ use crate::{
     interrupt::Interrupt,
     pace::Throttle,
     progress::Progress,
-    repository::SEALING,
+    repository::{SEALING, is_kit},
     seal::age::{Identities, Recipients},
     store::{Key, Listed, Store},
 };
@@ -88,6 +88,8 @@ pub struct Rewrapped {
     pub already: u64,
     /// Those that are not encrypted.
     pub plain: u64,
+    /// Recovery kits, which stay as they are: each is a file with a lock of its own, a passphrase perhaps.
+    pub kits: u64,
     /// Those that could not be, each with what is wrong. They are as they were.
     pub problems: Vec<(String, String)>,
     /// Whether one of them is damaged.
@@ -141,6 +143,7 @@ impl Rewrapping<'_> {
             }
         }
         done.bytes = bytes.into_inner();
+        done.kits = pages.kits;
         self.progress.finish();
         Ok(done)
     }
@@ -172,6 +175,8 @@ fn as_stored(store: &Arc<dyn Store>) -> Arc<dyn Store> {
 struct Pages {
     after: Option<Key>,
     ended: bool,
+    /// Recovery kits that were passed over.
+    kits: u64,
 }
 
 impl Pages {
@@ -182,7 +187,8 @@ impl Pages {
         let mut page = store.list("", self.after.as_ref(), PAGE).await?;
         self.ended = page.len() < PAGE;
         self.after = page.last().map(|listed| listed.key.clone()).or(self.after.take());
-        page.retain(|listed| (SEALING.sealed)(&listed.key));
+        self.kits += page.iter().filter(|listed| is_kit(&listed.key)).count() as u64;
+        page.retain(|listed| (SEALING.sealed)(&listed.key) && !is_kit(&listed.key));
         Ok(Some(page))
     }
 }

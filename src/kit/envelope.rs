@@ -7,11 +7,14 @@ use age::secrecy::SecretString;
 use sha2::{Digest, Sha256};
 
 use super::{
-    manifest::{Contents, MANIFEST, Manifest, sha256},
+    manifest::{Contents, MANIFEST, Manifest},
     paper,
     passphrase::Passphrase,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    seal::sha256,
+};
 
 /// How a kit is locked.
 #[derive(Clone, Debug)]

@@ -1,12 +1,12 @@
 //! What a kit holds, and what its first member says of it.
 
-use std::fmt::Write as _;
-
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    seal::sha256,
+};
 
 /// The format of kits that this Walden writes, and the highest that it reads.
 pub const FORMAT: u32 = 1;
@@ -203,13 +203,4 @@ impl Manifest {
         }
         Ok(())
     }
-}
-
-/// SHA-256 in hexadecimal digits.
-#[must_use]
-pub fn sha256(content: &[u8]) -> String {
-    Sha256::digest(content).iter().fold(String::new(), |mut digits, byte| {
-        _ = write!(digits, "{byte:02x}");
-        digits
-    })
 }

@@ -4,7 +4,8 @@
 //! A kit is `.tar.zst`, or `.tar.zst.age` where it is locked: `age -d | zstd -d | tar x` opens it without Walden. Its
 //! first member is `manifest.json` ([`Manifest`]), which names the others with their SHA-256. A kit that holds a secret
 //! is locked, with a passphrase or to recipients, or it is not made. [`gather()`] makes the contents, [`envelope`] the
-//! file, [`paper`] and [`page`] what is printed; [`plan`] and [`carry_out`] put everything onto another host.
+//! file, [`paper`] and [`page`] what is printed; [`stored`] finds those that lie in a repository; [`plan`] and [`carry_out`]
+//! put everything onto another host.
 
 pub mod envelope;
 mod gather;
@@ -15,6 +16,7 @@ pub mod paper;
 pub mod passphrase;
 mod place;
 mod secrets;
+pub mod stored;
 
 pub use self::{
     envelope::{Key, Lock, Locked, Opened},

@@ -5,14 +5,11 @@ use std::fmt::Write as _;
 
 use qrcodegen::{Mask, QrCode, QrCodeEcc, QrSegment, Version};
 
-use super::{
-    envelope::Locked,
-    manifest::{Manifest, sha256},
-    paper,
-};
+use super::{envelope::Locked, manifest::Manifest, paper};
 use crate::{
     error::{Error, Result},
     human,
+    seal::sha256,
 };
 
 /// What is printed.

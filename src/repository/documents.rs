@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use sha2::{Digest, Sha256};
 
 use super::{
     about::AboutObject,
@@ -18,7 +17,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     postgres::{HistoryEntry, Lsn, RequiredSettings, SegmentName, SegmentSize, TimelineHistory, TimelineId, Version},
-    seal::Blake3,
+    seal::{Blake3, sha256},
 };
 
 /// The format of the repository that this Walden writes, and the highest that it reads.
@@ -289,11 +288,7 @@ pub fn to_bytes<T: Serialize>(document: &T) -> Result<Vec<u8>> {
     let fields = json.strip_suffix("\n}").ok_or_else(|| Error::internal("a document without fields"))?;
     let lines = format!("{fields},\n");
     let (before, behind) = CHECKSUM;
-    Ok(format!("{lines}{before}{}{behind}", sha256(&lines)).into_bytes())
-}
-
-fn sha256(text: &str) -> String {
-    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(format!("{lines}{before}{}{behind}", sha256(lines.as_bytes())).into_bytes())
 }
 
 /// Whether the document is as it was written. Those of an older Walden have no checksum.
@@ -304,7 +299,7 @@ fn is_sound(text: &str) -> bool {
     if let Some((lines, line)) = split
         && let Some(digits) = line.strip_prefix(before).and_then(|rest| rest.strip_suffix(behind))
     {
-        return lines.ends_with(",\n") && digits == sha256(lines);
+        return lines.ends_with(",\n") && digits == sha256(lines.as_bytes());
     }
     // The field under a name that is damaged.
     let digits = |line: &str| {

@@ -6,10 +6,11 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{FORMAT, System, document, documents, layout, notes};
+use super::{ClusterName, DOCUMENT_LIMIT, FORMAT, System, SystemFolder, clusters, document, documents, layout, notes};
 use crate::{
     error::{Error, Kind, Result},
-    store::{self, Key, Put},
+    seal,
+    store::{self, Key, Put, Store},
 };
 
 /// The folder below `notes/`.
@@ -57,6 +58,26 @@ pub enum KitLock {
     Recipients,
 }
 
+/// A kit that a repository tells of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToldKit {
+    /// The system that it was made for.
+    pub folder: SystemFolder,
+    /// Its number there.
+    pub number: u32,
+    /// What is known of it.
+    pub note: KitNote,
+}
+
+/// The kits that a repository tells of.
+#[derive(Debug, Default)]
+pub struct ToldKits {
+    /// Those whose notes can be read: the newest first, those of one system together.
+    pub kits: Vec<ToldKit>,
+    /// The other notes, each with what is wrong.
+    pub unreadable: Vec<(Key, Error)>,
+}
+
 /// What became of older kits when one was added.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cleared {
@@ -66,21 +87,79 @@ pub struct Cleared {
     pub refused: Option<String>,
 }
 
-impl System {
-    /// The notes of all kits with their numbers, the newest first. One that cannot be read is left out.
-    pub async fn kits(&self) -> Result<Vec<(u32, KitNote)>> {
-        let folder = self.folder.notes(KITS);
-        let mut kits = Vec::new();
-        for number in self.note_numbers(&folder).await?.into_iter().rev() {
-            match document(&*self.store, &notes::key(&folder, number)?).await {
-                Ok(note) => kits.push((number, note)),
-                Err(error) if matches!(error.kind(), Kind::Damaged | Kind::NotFound | Kind::Refused) => {
-                    tracing::debug!(%error, "a note of a kit is left out");
-                }
-                Err(error) => return Err(error),
-            }
+/// The kits of a cluster, or of all: those that are stored, and those that are only told of. It takes the right to list
+/// and to read, and nothing else of the repository has to be whole.
+pub async fn kits(store: &dyn Store, cluster: Option<&ClusterName>) -> Result<ToldKits> {
+    let clusters = match cluster {
+        Some(cluster) => vec![cluster.clone()],
+        None => clusters(store).await?,
+    };
+    let (mut systems, mut unreadable) = (Vec::new(), Vec::new());
+    for cluster in clusters {
+        for incarnation in store.folders(&format!("{cluster}/")).await?.iter().filter_map(|name| name.parse().ok()) {
+            let mut told = kits_of(store, &SystemFolder { cluster: cluster.clone(), incarnation }).await?;
+            unreadable.append(&mut told.unreadable);
+            systems.push(told.kits);
         }
-        Ok(kits)
+    }
+    systems.sort_by_key(|kits| std::cmp::Reverse(kits.first().map(|kit| kit.note.made)));
+    Ok(ToldKits { kits: systems.concat(), unreadable })
+}
+
+/// The kits of one system, the newest first.
+async fn kits_of(store: &dyn Store, folder: &SystemFolder) -> Result<ToldKits> {
+    let prefix = folder.notes(KITS);
+    let mut told = ToldKits::default();
+    for number in notes::numbers(store, &prefix).await?.into_iter().rev() {
+        let key = notes::key(&prefix, number)?;
+        match document(store, &key).await {
+            Ok(note) => told.kits.push(ToldKit { folder: folder.clone(), number, note }),
+            // It was cleared away meanwhile.
+            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(error) if matches!(error.kind(), Kind::Damaged | Kind::Refused) => told.unreadable.push((key, error)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(told)
+}
+
+impl ToldKit {
+    /// Reads the kit where it is stored here, and proves that it is the one that was.
+    pub async fn read(&self, store: &dyn Store) -> Result<Bytes> {
+        let name =
+            self.note.object.as_ref().ok_or_else(|| Error::not_found("the kit is not stored in the repository"))?;
+        let key = Key::new(format!("{}{name}", self.folder.notes(KITS)))?;
+        let bytes = store::read(store, &key, DOCUMENT_LIMIT).await?;
+        if bytes.len() as u64 == self.note.bytes && seal::sha256(&bytes) == self.note.sha256 {
+            Ok(bytes)
+        } else {
+            Err(Error::damaged(format!("{key} is not the kit that was stored there"))
+                .hint("take an older one, or another copy of the repository: walden kit list"))
+        }
+    }
+}
+
+impl System {
+    /// Proves that the kit which an object is, is the one that was stored. One without a note does not exist.
+    pub async fn prove_kit(&self, key: &Key) -> Result<()> {
+        let Some(number) = layout::kit_number(key) else { return Ok(()) };
+        let note = match document::<KitNote>(&*self.store, &notes::key(&self.folder.notes(KITS), number)?).await {
+            Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+            note => note?,
+        };
+        if note.object.is_none() {
+            return Ok(());
+        }
+        ToldKit { folder: self.folder.clone(), number, note }.read(&*self.store).await.map(drop)
+    }
+
+    /// What is known of the kits with their numbers, the newest first. A note that cannot be read is left out.
+    async fn kits(&self) -> Result<Vec<(u32, KitNote)>> {
+        let told = kits_of(&*self.store, &self.folder).await?;
+        for (key, error) in &told.unreadable {
+            tracing::debug!(%key, %error, "a note of a kit is left out");
+        }
+        Ok(told.kits.into_iter().map(|kit| (kit.number, kit.note)).collect())
     }
 
     /// What is known of the newest kit: when it was made, and for which recipients and which configuration. A key that

@@ -319,6 +319,12 @@ pub(super) fn kit_number(key: &Key) -> Option<u32> {
     ["json", "tar.zst", "tar.zst.age"].contains(&rest).then(|| number.parse().ok())?
 }
 
+/// Whether an object is a recovery kit: a file with a lock of its own.
+#[must_use]
+pub fn is_kit(key: &Key) -> bool {
+    key.as_str().contains("/notes/kits/") && !key.as_str().ends_with(".json")
+}
+
 /// The number in the last part of a key such as `.../backup-2.json` or `.../7.json`.
 #[must_use]
 pub(super) fn number_of(key: &Key, before: &str) -> Option<u32> {

@@ -57,9 +57,11 @@ pub use extra::{ExtraObject, ExtraWriter, LeftOut, Member, MemberKind};
 pub use files::Files;
 pub use gaps::{GapNote, MissingRow, Suspended, rows as rows_of_segments};
 pub use horizon::{Horizons, horizons};
-pub use kits::{Cleared, KitLock, KitNote};
+pub use kits::{Cleared, KitLock, KitNote, ToldKit, ToldKits, kits};
 pub use layer_maps::{LayerMaps, Overlaid, overlay};
-pub use layout::{BackupObject, REPOSITORY, SystemFolder, archived, is_lasting, piece_of, roll_up_of, segment_of};
+pub use layout::{
+    BackupObject, REPOSITORY, SystemFolder, archived, is_kit, is_lasting, piece_of, roll_up_of, segment_of,
+};
 pub use listing::Stored;
 pub use manifest::{Directory, File, FileStat, FileSystem, Hashed, Layer, LayerKind, LayerMap, Manifest, Origin, Part};
 pub use names::{BackupId, ClusterName, EndedRow, Incarnation, RepositoryName, RollUpName};

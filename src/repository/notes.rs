@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{BackupId, System, document, documents, layout};
 use crate::{
     error::{Error, Result},
-    store::{self, Key, Put},
+    store::{self, Key, Put, Store},
 };
 
 /// The folder below `notes/`.
@@ -88,11 +88,16 @@ impl System {
     }
 
     pub(super) async fn note_numbers(&self, folder: &str) -> Result<Vec<u32>> {
-        let listed = store::list_all(&*self.store, folder).await?;
-        let mut numbers: Vec<u32> = listed.iter().filter_map(|l| layout::number_of(&l.key, "")).collect();
-        numbers.sort_unstable();
-        Ok(numbers)
+        numbers(&*self.store, folder).await
     }
+}
+
+/// The numbers of the notes in a folder, rising.
+pub(super) async fn numbers(store: &dyn Store, folder: &str) -> Result<Vec<u32>> {
+    let listed = store::list_all(store, folder).await?;
+    let mut numbers: Vec<u32> = listed.iter().filter_map(|l| layout::number_of(&l.key, "")).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
 pub(super) fn key(folder: &str, number: u32) -> Result<Key> {

@@ -1,8 +1,13 @@
-//! BLAKE3, the hash of all bulk content.
+//! BLAKE3, the hash of all bulk content; and SHA-256, which people have a program for.
 
-use std::{fmt, io, str::FromStr};
+use std::{
+    fmt::{self, Write as _},
+    io,
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize, de};
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
@@ -14,6 +19,15 @@ pub struct Blake3([u8; 32]);
 #[must_use]
 pub fn blake3(bytes: &[u8]) -> Blake3 {
     Blake3(*::blake3::hash(bytes).as_bytes())
+}
+
+/// SHA-256 in hexadecimal digits, as `sha256sum` prints it.
+#[must_use]
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold(String::new(), |mut digits, byte| {
+        _ = write!(digits, "{byte:02x}");
+        digits
+    })
 }
 
 impl From<&::blake3::Hasher> for Blake3 {

@@ -15,7 +15,7 @@ pub use blocks::{BlockHash, BlockMap};
 pub use frame::{
     FRAME_CONTENT, FrameWriter, HEAD_LIMIT, Head, head, head_json, index_frame, read_head, read_index_frame,
 };
-pub use hash::{Blake3, HashReader, HashWriter, blake3};
+pub use hash::{Blake3, HashReader, HashWriter, blake3, sha256};
 pub use seek::{FrameSize, SeekTable};
 pub use team::FrameTeam;
 

@@ -91,8 +91,15 @@ fn tell(name: &str, done: &Rewrapped, context: &Context) {
         0 => String::new(),
         plain => format!("; {plain} are not encrypted and stay so"),
     };
+    let kits = match done.kits {
+        0 => String::new(),
+        kits => {
+            let kits = human::count(kits, "recovery kit");
+            format!("; {kits} stay locked as before: walden kit export --to-repository stores a new one")
+        }
+    };
     out.remark(format_args!(
-        "{name}: {} objects rewrapped, {}; {} were for these recipients already{plain}",
+        "{name}: {} objects rewrapped, {}; {} were for these recipients already{plain}{kits}",
         done.objects,
         human::size(done.bytes),
         done.already

@@ -12,8 +12,9 @@ use crate::{
     cli::{Context, Paint, exit::End},
     config::Config,
     error::{Error, Result},
-    kit::{self, Gathered, Lock, Locked, Manifest, Purpose, Wish, envelope, manifest::sha256, page::Sheet},
+    kit::{self, Gathered, Lock, Locked, Manifest, Purpose, Wish, envelope, page::Sheet, stored},
     repository::{Cleared, FORMAT, KitLock, KitNote, System},
+    seal::sha256,
 };
 
 /// The arguments.
@@ -63,6 +64,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         print::print(&Sheet { manifest, locked, bytes: &bytes }, to, context)?;
     }
     let note = note(&contents, locked, &bytes)?;
+    let id = stored::id(&note).to_owned();
     let adding = add(args.to_repository.then(|| bytes.clone()), note, config, context);
     let noted = if args.to_repository {
         adding.await
@@ -100,7 +102,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     if args.print.as_deref().is_none_or(|to| to.as_os_str() != "-") {
         let done = out.paint(Paint::Good, "kit:");
         let place = file.map(|file| file.display().to_string());
-        let stored = number.map(|number| format!("number {number} in the repository"));
+        let stored = number.map(|_| format!("{id} in the repository"));
         let places: Vec<String> = [place, stored].into_iter().flatten().collect();
         out.line(format_args!("{done} {} ({} bytes, {})", places.join(", and "), bytes.len(), words(locked)));
         tell_missing(manifest, context);
@@ -136,8 +138,11 @@ async fn lock(args: &Args, contents: &kit::Contents, context: &Context) -> Resul
     if let Some(passphrase) = choice.given(context)? {
         return Ok(Lock::Passphrase(passphrase));
     }
-    let repository_alone = args.to_repository && args.output.is_none() && args.print.is_none();
-    if repository_alone && !recipients.is_empty() && !identity {
+    // Where the repository is encrypted, nothing in it names databases. For whoever takes a file away, too, a passphrase
+    // is the better lock of secrets.
+    let repository_alone = args.output.is_none() && args.print.is_none();
+    let is_sealed = args.to_repository && !recipients.is_empty() && !identity;
+    if is_sealed && (repository_alone || !contents.is_secret()) {
         return Ok(Lock::Recipients(recipients.clone()));
     }
     if !contents.is_secret() {

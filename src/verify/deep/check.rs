@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Kind, Result},
     postgres::{SegmentName, TimelineHistory, TimelineId},
     repository::{
-        BackupDocument, BackupId, BackupObject, NeededPart, PartName, System, archived, join, piece_of,
+        BackupDocument, BackupId, BackupObject, NeededPart, PartName, System, archived, is_kit, join, piece_of,
         pieces::Piece,
         prove_document, roll_up_of,
         rollup::RollUp,
@@ -91,6 +91,9 @@ impl Checker {
             let read = join(tokio::task::spawn_blocking(move || RollUp::from_bytes(&bytes, true)).await)??;
             let own = key.as_str().starts_with(&folder.roll_ups(read.timeline)) && read.log == name.log;
             return if own { Ok(()) } else { Err(Error::damaged("it is of another log than its name tells")) };
+        }
+        if is_kit(key) {
+            return self.system.prove_kit(key).await;
         }
         prove_document(&*self.system.store, key).await
     }
