@@ -44,6 +44,7 @@ pub(super) async fn look(
     let known = Known {
         goals: &request.config.goals,
         keep: &request.config.keep,
+        locks: look::locks(request.config),
         system: timelines.as_ref(),
         restored,
         archive_timeout: server.filter(|s| !s.facts.in_recovery).map(|s| s.asked.archive_timeout),

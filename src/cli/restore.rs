@@ -201,7 +201,7 @@ async fn recover(
     let reached = match args.start {
         true => {
             let start_request = start_request(&request, &restored, owner, configuration.as_ref(), user(context))?;
-            Some(start(&plan, &start_request, &restored, &watch, &context.output).await?)
+            Some(start(&plan, &start_request, &restored, request.clone, &watch, &context.output).await?)
         }
         false => None,
     };
@@ -248,6 +248,7 @@ async fn start(
     plan: &Plan,
     request: &StartRequest,
     restored: &Restored,
+    clone: bool,
     watch: &Watch,
     output: &Output,
 ) -> Result<Reached> {
@@ -256,7 +257,7 @@ async fn start(
         server.leave_running();
     }
     if !output.json {
-        tell_reached(&started.reached, restored, plan, output);
+        tell_reached(&started.reached, restored, clone, plan, output);
     }
     Ok(started.reached)
 }
@@ -408,7 +409,7 @@ fn tell_start(configuration: Option<&Configuration>, starts: bool, owner: &Owner
     output.flush();
 }
 
-fn tell_reached(reached: &Reached, restored: &Restored, plan: &Plan, output: &Output) {
+fn tell_reached(reached: &Reached, restored: &Restored, clone: bool, plan: &Plan, output: &Output) {
     let last =
         reached.last_transaction.map(|t| format!(", last transaction {}", human::exact_time(t))).unwrap_or_default();
     let seconds = human::duration(Duration::from_secs_f64(reached.seconds.max(0.0)));
@@ -417,7 +418,10 @@ fn tell_reached(reached: &Reached, restored: &Restored, plan: &Plan, output: &Ou
     output.line(format_args!("{good} {lsn} on timeline {}{planned}{last}, in {seconds}", plan.timeline));
     let pgdata = restored.pgdata.display();
     let port = reached.port.map(|port| format!(" on port {port}")).unwrap_or_default();
-    let adopt = format!("  make it the cluster:  walden adopt --pgdata {pgdata}");
+    let next = match clone {
+        true => "  it is an independent copy: it archives nothing, and never becomes the cluster".to_owned(),
+        false => format!("  make it the cluster:  walden adopt --pgdata {pgdata}"),
+    };
     match reached.outcome {
         Outcome::Paused => {
             output.line(format_args!("PostgreSQL runs{port}, read-only. Look whether it is what you want; then"));
@@ -431,11 +435,11 @@ fn tell_reached(reached: &Reached, restored: &Restored, plan: &Plan, output: &Ou
                 );
             }
             output.line("  open it for writing:  select pg_wal_replay_resume()");
-            output.line(adopt);
+            output.line(next);
         }
         Outcome::Promoted => {
             output.line(format_args!("PostgreSQL runs{port}, on the new timeline {}", reached.timeline));
-            output.line(adopt);
+            output.line(next);
         }
         Outcome::ShutDown => output.line("PostgreSQL has shut down; started again, it stops at the same place"),
         Outcome::Following => output.line(format_args!("PostgreSQL runs{port}, and follows the archive")),

@@ -485,7 +485,7 @@ pub static KEYS: &[Key] = &[
         "keep",
         Kind::Whole(1, 1000),
         Is("10"),
-        "How many recovery kits are kept in the repository; `walden kit export --to-repository` removes older ones.",
+        "How many recovery kits are kept in the repository, and besides the newest that holds an identity; `walden kit export --to-repository` removes older ones.",
     ),
 ];
 

@@ -36,6 +36,8 @@ pub struct Known<'a> {
     pub goals: &'a GoalsConfig,
     /// What is to be kept.
     pub keep: &'a KeepConfig,
+    /// For how long each repository locks objects that does, by the name of its table.
+    pub locks: Vec<(String, Duration)>,
     /// The newest system in the repository.
     pub system: Option<&'a Timelines>,
     /// When a restore was done last, of those that are on record.
@@ -48,7 +50,7 @@ pub struct Known<'a> {
     pub identity: Option<PathBuf>,
     /// To whom new objects are encrypted.
     pub recipients: &'a Recipients,
-    /// The newest recovery kit.
+    /// The newest recovery kit with an identity, else the newest.
     pub kit: Option<Option<KitNote>>,
     /// The configuration file.
     pub file: Option<FileSeen>,
@@ -71,7 +73,7 @@ pub struct FileSeen {
 type Rule = fn(&Known<'_>) -> Option<Advice>;
 
 /// The rules, in the order in which they are told.
-const RULES: &[Rule] = &[recent_backup, tried_restore, loss, no_window, no_rules, own_identity, kit, modes];
+const RULES: &[Rule] = &[recent_backup, tried_restore, loss, no_window, no_rules, long_lock, own_identity, kit, modes];
 
 /// Everything that is to be said.
 #[must_use]
@@ -168,6 +170,33 @@ fn no_rules(known: &Known<'_>) -> Option<Advice> {
     })
 }
 
+fn long_lock(known: &Known<'_>) -> Option<Advice> {
+    let KeepConfig { window, .. } = known.keep;
+    if !known.keep.has_rules() && window.is_none() {
+        return None;
+    }
+    let kept = window.unwrap_or_default();
+    let (table, lock) = known.locks.iter().max_by_key(|(_, lock)| *lock).filter(|(_, lock)| *lock > kept)?;
+    let goes = match window {
+        Some(window) => format!("when it is {} old", human::duration(*window)),
+        None => "as soon as a newer backup does without it".to_owned(),
+    };
+    Some(Advice {
+        name: "long-lock",
+        what: format!(
+            "[{table}] locks objects for {}, and by [keep] WAL goes {goes}: what walden expire removes takes its room, and is \
+             paid for, up to {} longer",
+            human::duration(*lock),
+            human::duration(*lock - kept)
+        ),
+        mend:
+            "a window under [keep] as long as the lock costs nothing more; or take a shorter lock, which holds for new \
+               objects, for what is locked stays so"
+                .into(),
+        grave: false,
+    })
+}
+
 fn own_identity(known: &Known<'_>) -> Option<Advice> {
     let file = known.identity.as_ref()?.display();
     Some(Advice {
@@ -189,7 +218,8 @@ fn kit(known: &Known<'_>) -> Option<Advice> {
         Some(kit) if known.recipients.texts().all(|recipient| kit.recipients.contains(&recipient)) => return None,
         Some(kit) => (
             format!(
-                "the newest recovery kit, of {}, is older than the last change of the recipients",
+                "the newest recovery kit{}, of {}, is older than the last change of the recipients",
+                if kit.identity { " with an identity" } else { "" },
                 human::time(kit.made)
             ),
             true,
@@ -279,6 +309,7 @@ mod tests {
         let mut known = Known {
             goals: &goals,
             keep,
+            locks: Vec::new(),
             system: systems.last(),
             restored: Some(Some(at("20 10:00"))),
             archive_timeout: Some(Duration::from_secs(60)),
@@ -309,6 +340,11 @@ mod tests {
         assert_eq!(told(later(101)), ["recent-backup", "tried-restore", "no-rules"]);
         assert_eq!(told_with(&keep(7, None), |_| {}), ["no-window"]);
         assert!(told_with(&keep(7, Some(14 * DAY)), |_| {}).is_empty());
+        let locks = |days: u32| move |known: &mut Known<'_>| known.locks = vec![("repository".into(), days * DAY)];
+        assert!(told(locks(30)).is_empty(), "without rules nothing is to go");
+        assert!(told_with(&keep(7, Some(14 * DAY)), locks(14)).is_empty());
+        assert_eq!(told_with(&keep(7, Some(14 * DAY)), locks(15)), ["long-lock"]);
+        assert_eq!(told_with(&keep(7, None), locks(1)), ["no-window", "long-lock"]);
         assert_eq!(told(|known| known.restored = Some(None)), ["tried-restore"]);
         for timeout in [0, 61] {
             assert_eq!(told(|known| known.archive_timeout = Some(Duration::from_secs(timeout))), ["loss"]);

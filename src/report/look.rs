@@ -57,6 +57,7 @@ pub async fn status(
     let advice = doctor::judge(&Known {
         goals: &config.goals,
         keep: &config.keep,
+        locks: locks(config),
         system: systems.last(),
         restored,
         archive_timeout: server.as_ref().ok().filter(|server| !server.in_recovery).map(|server| server.archive_timeout),
@@ -82,6 +83,14 @@ pub fn configuration(config: &Config) -> Option<FileSeen> {
         _ => false,
     });
     Some(FileSeen { path, mode, secret })
+}
+
+/// For how long each repository locks objects that does, by the name of its table.
+#[must_use]
+pub fn locks(config: &Config) -> Vec<(String, Duration)> {
+    let first = config.repository().ok().map(|first| ("repository".to_owned(), first));
+    let others = config.mirrors().iter().map(|(name, mirror)| (format!("repository.{name}"), mirror));
+    first.into_iter().chain(others).filter_map(|(table, repository)| Some((table, repository.lock?))).collect()
 }
 
 /// The identity file, where it lies on the host of the data directory.

@@ -162,10 +162,12 @@ impl System {
         Ok(told.kits.into_iter().map(|kit| (kit.number, kit.note)).collect())
     }
 
-    /// What is known of the newest kit: when it was made, and for which recipients and which configuration. A key that
-    /// was added later is not in it.
+    /// What is known of the newest kit with an identity, else of the newest: when it was made, and for which recipients and
+    /// which configuration. A key that was added later is not in it, and no kit without an identity makes up for that.
     pub async fn newest_kit(&self) -> Result<Option<KitNote>> {
-        Ok(self.kits().await?.into_iter().next().map(|(_, note)| note))
+        let mut notes: Vec<KitNote> = self.kits().await?.into_iter().map(|(_, note)| note).collect();
+        let counts = notes.iter().position(|note| note.identity).unwrap_or(0);
+        Ok((counts < notes.len()).then(|| notes.swap_remove(counts)))
     }
 
     /// Stores a kit (or only the note of one that is kept elsewhere) as the next, and then removes those that are more
@@ -197,11 +199,13 @@ impl System {
         Ok(listed.iter().filter_map(|object| layout::kit_number(&object.key)).max().unwrap_or(0))
     }
 
-    /// Keeps so many stored kits, and as many notes of others. The note of a kit goes before its object.
+    /// Keeps so many stored kits, and as many notes of others; and of both the newest with an identity, which those that
+    /// are made night after night do not have. The note of a kit goes before its object.
     async fn clear_kits(&self, folder: &str, keep: usize) -> Result<Cleared> {
         let kits = self.kits().await?;
-        let of = |stored: bool| kits.iter().filter(move |(_, note)| note.object.is_some() == stored).map(|(n, _)| *n);
-        let kept: Vec<u32> = of(true).take(keep).chain(of(false).take(keep)).collect();
+        let of = |stored: bool| kits.iter().filter(move |(_, note)| note.object.is_some() == stored);
+        let stays = |stored| of(stored).take(keep).chain(of(stored).find(|(_, note)| note.identity));
+        let kept: Vec<u32> = stays(true).chain(stays(false)).map(|(number, _)| *number).collect();
         let newest = kept.iter().max().copied().unwrap_or(0);
         let mut objects = store::list_all(&*self.store, folder).await?;
         objects.sort_by_key(|object| !object.key.as_str().ends_with(".json"));
@@ -270,7 +274,26 @@ mod tests {
         assert_eq!(objects(&system).await, ["3.json", "3.tar.zst.age", "4.json", "4.tar.zst.age", "5.json"]);
         let newest = system.newest_kit().await.unwrap().unwrap();
         assert_eq!((newest.made, newest.object), (note(5).made, None));
-        assert_eq!(system.kits().await.unwrap()[1].1.object.as_deref(), Some("4.tar.zst.age"));
+        let without = KitNote { identity: false, ..note(6) };
+        system.add_kit(without, None, 2).await.unwrap();
+        assert_eq!(
+            system.newest_kit().await.unwrap().unwrap().made,
+            note(5).made,
+            "one without an identity opens nothing"
+        );
+        assert_eq!(system.kits().await.unwrap()[2].1.object.as_deref(), Some("4.tar.zst.age"));
+    }
+
+    #[tokio::test]
+    async fn the_newest_with_an_identity_stays_however_many_come_without() {
+        let scene = tempfile::tempdir().unwrap();
+        let system = testing::system(scene.path(), testing::document()).await;
+        for hour in 1..=5 {
+            let note = KitNote { identity: hour <= 2, ..note(hour) };
+            system.add_kit(note, Some("kit".into()), 2).await.unwrap();
+        }
+        let numbers: Vec<u32> = system.kits().await.unwrap().into_iter().map(|(number, _)| number).collect();
+        assert_eq!(numbers, [5, 4, 2]);
     }
 
     #[tokio::test]
