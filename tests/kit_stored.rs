@@ -99,6 +99,16 @@ fn an_encrypted_cluster_comes_back_by_an_address_two_keys_and_a_passphrase() {
         let found = fs::metadata(etc.join(name)).unwrap();
         assert_eq!((found.mode() & 0o777, found.uid()), (0o600, empty.owner().uid), "{name}");
     }
+    // A kit that is not there is no more than a configuration: that of the runbook does as well.
+    let identity = etc.join("identity.txt").display().to_string();
+    let by_hand = format!(
+        "[repository]\nurl = \"{url}\"\nendpoint = \"{}\"\npath_style = true\n[encryption]\nidentity_file = \"{identity}\"\n[cluster.main]\n",
+        s3.endpoint()
+    );
+    let mut plan = empty.walden();
+    plan.env("AWS_ACCESS_KEY_ID", s3.access_key()).env("AWS_SECRET_ACCESS_KEY", s3.secret_key());
+    plan.arg("--config").arg(empty.write("by-hand.toml", by_hand)).args(["plan", "--to", "latest"]);
+    run(&mut plan).expect_code(0);
     // The keys of the environment are not needed any more.
     let pgdata = empty.path().join("data");
     let sockets = format!("--set=unix_socket_directories={}", empty.folder("sockets").display());

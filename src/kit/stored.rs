@@ -6,7 +6,7 @@ use crate::{
     error::{Error, Kind, Result},
     human,
     repository::{self, ClusterName, KitNote, REPOSITORY, ToldKit, ToldKits},
-    store::Store,
+    store::{Key, Store},
 };
 
 /// Stands for the newest kit.
@@ -75,7 +75,13 @@ pub async fn none(store: &dyn Store, told: &ToldKits, cluster: Option<&ClusterNa
     let url = store.url();
     if let Err(error) = repository::open(store).await {
         return match error.kind() {
-            Kind::Invalid => elsewhere(store).await.unwrap_or(error),
+            Kind::Invalid => {
+                let there = elsewhere(store).await;
+                error.hint(there.map_or_else(
+                    || format!("the address is that of the folder with {REPOSITORY}, such as s3://bucket/prefix"),
+                    |place| format!("there is one at {place}"),
+                ))
+            }
             _ => error,
         };
     }
@@ -102,16 +108,11 @@ pub async fn none(store: &dyn Store, told: &ToldKits, cluster: Option<&ClusterNa
 const FOLDERS: usize = 20;
 
 /// Where the repository is that somebody named too short an address of.
-async fn elsewhere(store: &dyn Store) -> Option<Error> {
-    let url = store.url();
+async fn elsewhere(store: &dyn Store) -> Option<String> {
     for folder in store.folders("").await.ok()?.into_iter().take(FOLDERS) {
-        let listed = store.list(&format!("{folder}/{REPOSITORY}"), None, 1).await.ok()?;
-        if listed.first().is_some_and(|found| found.key.as_str() == format!("{folder}/{REPOSITORY}")) {
-            let short = url.trim_end_matches('/');
-            return Some(
-                Error::invalid(format!("{url} is not a repository: it has no {REPOSITORY}"))
-                    .hint(format!("there is one at {short}/{folder}")),
-            );
+        let document = Key::new(format!("{folder}/{REPOSITORY}")).ok()?;
+        if store.get(&document, Some(0..0)).await.is_ok() {
+            return Some(format!("{}/{folder}", store.url()));
         }
     }
     None
