@@ -348,7 +348,8 @@ fn a_clone_archives_nothing_and_is_never_adopted() {
     let p = protected();
     let [sockets, tcp] = apart(&p);
     let pgdata = p.scene.path().join("clone");
-    restore(&p, "latest", &pgdata, &["--clone", "--start", &sockets, &tcp]).expect_code(0);
+    let made = restore(&p, "latest", &pgdata, &["--clone", "--start", &sockets, &tcp]);
+    assert!(!made.ok().contains("walden adopt") && made.stdout.contains("an independent copy"), "{made}");
     let copy = Cluster::attach(&pgdata, p.cluster.installation());
     assert_eq!(copy.psql("show archive_mode"), "off");
     let refused = p.walden(["adopt", "--pgdata", text(&pgdata)]);
