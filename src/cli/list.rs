@@ -23,7 +23,8 @@ pub struct Args {
     space: bool,
 }
 
-/// A system: its timelines, its backups, those that are pinned, and with `--space` what they need.
+/// A system: its timelines, the documents of its backups where they are told, those that are pinned, and with `--space`
+/// what they need.
 type Found = (Timelines, Vec<BackupDocument>, Vec<BackupId>, Option<Stock>);
 
 pub async fn run(args: &Args, context: &Context) -> Result<End> {
@@ -35,7 +36,8 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         let stock = if args.space { Some(system.stock().await?) } else { None };
         let backups = match &stock {
             Some(stock) => stock.backups.clone(),
-            None => system.readable_backups().await?.0,
+            None if context.output.json => system.readable_backups().await?.0,
+            None => Vec::new(),
         };
         let pins = system.pins().await?.into_iter().map(|pin| pin.backup).collect();
         found.push((timelines(&system, Depth::Ends, &cluster, context).await?, backups, pins, stock));

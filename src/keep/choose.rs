@@ -113,7 +113,10 @@ fn is_sound(found: &Inventory, backup: &Backup, there: &Segments) -> bool {
     let reaches = |line: &super::inventory::Line| {
         backup.lies_on(&line.history) && Way::new(&line.history, there, found.segment_size).end(first) >= end
     };
-    let parts = |folder: &super::inventory::Folder| backup.parts.iter().all(|part| folder.parts.contains(part));
+    let parts = |folder: &super::inventory::Folder| {
+        // In order, so that they can be looked up.
+        backup.parts.iter().all(|part| folder.parts.binary_search(part).is_ok())
+    };
     !backup.bad && found.lines.values().any(reaches) && found.folders.get(&backup.id).is_some_and(parts)
 }
 

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 
 use super::{
@@ -15,7 +16,7 @@ use super::{
     inventory::{BesideKind, Folder},
     mirrors::{Mirrored, Mirrors, Owed},
     path,
-    plan::{SystemPlan, horizons},
+    plan::{FolderWork, SystemPlan, horizons},
     ranges::Ranges,
 };
 use crate::{
@@ -30,6 +31,8 @@ use crate::{
 
 /// Objects that are deleted with one request.
 const BATCH: usize = 1000;
+/// Folders of backups that are looked at at a time.
+const PARALLEL: usize = 32;
 /// So many objects that could not be deleted are told by their names.
 const TOLD: usize = 20;
 
@@ -266,21 +269,25 @@ impl Work<'_> {
 
     /// The documents: what they name is whole until they are gone. Of several the highest counts, and goes last.
     async fn documents(&mut self, plan: &SystemPlan, spared: &Spared) -> Result<()> {
+        let system = self.system;
+        let look = |(id, work)| async move {
+            let (id, work): (&BackupId, &FolderWork) = (id, work);
+            // A compaction may have put one since.
+            let goes = plan.condemned.backups.contains(id);
+            Ok::<_, Error>((*id, if goes { system.document_numbers(*id).await? } else { work.documents.clone() }))
+        };
+        let folders = plan.folders.iter().filter(|(id, _)| !spared.backups.contains(id));
+        let found: Vec<(BackupId, Vec<u32>)> = stream::iter(folders.map(look)).buffered(PARALLEL).try_collect().await?;
         let mut newest = Vec::new();
-        for (id, work) in plan.folders.iter().filter(|(id, _)| !spared.backups.contains(id)) {
-            let mut numbers = work.documents.clone();
-            if plan.condemned.backups.contains(id) {
-                // A compaction may have put one since.
-                numbers = self.system.document_numbers(*id).await?;
-            }
-            newest.extend(numbers.pop().map(|number| (*id, number)));
+        for (id, mut numbers) in found {
+            newest.extend(numbers.pop().map(|number| (id, number)));
             for number in numbers {
-                self.delete(self.system.folder.backup_document(*id, number)?).await?;
+                self.delete(system.folder.backup_document(id, number)?).await?;
             }
         }
         self.flush().await?;
         for (id, number) in newest {
-            self.delete(self.system.folder.backup_document(id, number)?).await?;
+            self.delete(system.folder.backup_document(id, number)?).await?;
         }
         self.flush().await
     }

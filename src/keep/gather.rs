@@ -24,6 +24,8 @@ use crate::{
 
 /// Listings that are asked for at a time.
 const PARALLEL: usize = 32;
+/// Manifests that are read at a time.
+const MANIFESTS: usize = 8;
 /// Names that are asked for at a time: the most that S3 gives.
 const PAGE: usize = 1000;
 /// So many segments at the end of a timeline are looked at for a time.
@@ -67,13 +69,19 @@ pub async fn manifests(
     documents: &[BackupDocument],
     wanted: &BTreeSet<BackupId>,
 ) -> Result<()> {
-    for document in documents.iter().filter(|document| wanted.contains(&document.id)) {
-        let needed = match system.parts_by_folder(document).await {
-            Ok(needed) => Ok(needed),
-            Err(error) => Err(doubt(error)?),
-        };
-        found.needed.insert(document.id, needed);
-    }
+    let read = |document: &BackupDocument| {
+        let document = document.clone();
+        async move {
+            let needed = match system.parts_by_folder(&document).await {
+                Ok(needed) => Ok(needed),
+                Err(error) => Err(doubt(error)?),
+            };
+            Ok::<_, Error>((document.id, needed))
+        }
+    };
+    let wanted = documents.iter().filter(|document| wanted.contains(&document.id));
+    let read: Vec<_> = stream::iter(wanted.map(read)).buffered(MANIFESTS).try_collect().await?;
+    found.needed.extend(read);
     Ok(())
 }
 

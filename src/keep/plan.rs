@@ -233,9 +233,9 @@ pub fn manifests_wanted(found: &Inventory, chosen: &Chosen) -> BTreeSet<BackupId
     let mut wanted = BTreeSet::new();
     let kept = || found.backups.iter().filter(|backup| chosen.kept.contains_key(&backup.id));
     for (id, folder) in &found.folders {
-        let own = kept().find(|backup| backup.id == *id);
-        let is_own = |number: u32| own.is_some_and(|backup| backup.parts.iter().any(|(own, _)| *own == number));
-        if folder.parts.iter().any(|(number, _)| !is_own(*number)) {
+        let own: BTreeSet<u32> =
+            kept().filter(|backup| backup.id == *id).flat_map(|b| b.parts.iter().map(|(number, _)| *number)).collect();
+        if folder.parts.iter().any(|(number, _)| !own.contains(number)) {
             wanted.extend(kept().filter(|b| b.id != *id && b.references.contains(id)).map(|b| b.id));
         }
     }

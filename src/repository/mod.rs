@@ -42,6 +42,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
+use futures_util::{StreamExt, TryStreamExt, stream};
 
 pub use about::AboutObject;
 pub use catalogue::{CatalogueEntry, CatalogueWriter};
@@ -78,8 +79,11 @@ use crate::{
     error::{Error, Kind, Result},
     postgres::{TimelineHistory, TimelineId},
     seal::{self, FrameWriter},
-    store::{self, Key, Put, Store, bridge},
+    store::{self, Key, Listed, Put, Store, bridge},
 };
+
+/// Folders of backups that are looked at at a time.
+const PARALLEL: usize = 32;
 
 /// Documents are far shorter than this many bytes.
 pub(crate) const DOCUMENT_LIMIT: u64 = 16 << 20;
@@ -214,13 +218,21 @@ impl System {
     /// The backups whose documents can be read, oldest first, and those whose documents are damaged, each with what is
     /// wrong.
     pub async fn readable_backups(&self) -> Result<(Vec<BackupDocument>, Vec<(BackupId, Error)>)> {
-        let (mut backups, mut damaged) = (Vec::new(), Vec::new());
-        for id in self.store.folders(&self.folder.backups()).await?.iter().filter_map(|name| name.parse().ok()) {
+        let read = |id: BackupId| async move {
             match self.newest_document(id).await {
-                Ok(Some(found)) => backups.push(self.with_about(found).await?),
-                Ok(None) => {}
-                Err(error) if error.kind() == Kind::Damaged => damaged.push((id, error)),
-                Err(error) => return Err(error),
+                Ok(Some(found)) => Ok((id, Ok(Some(self.with_about(found).await?)))),
+                Err(error) if error.kind() != Kind::Damaged => Err(error),
+                found => Ok((id, found)),
+            }
+        };
+        let names = self.store.folders(&self.folder.backups()).await?;
+        let ids: Vec<BackupId> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        let mut coming = stream::iter(ids.into_iter().map(read)).buffered(PARALLEL);
+        let (mut backups, mut damaged) = (Vec::new(), Vec::new());
+        while let Some((id, found)) = coming.try_next().await? {
+            match found {
+                Ok(found) => backups.extend(found),
+                Err(error) => damaged.push((id, error)),
             }
         }
         Ok((backups, damaged))
@@ -384,13 +396,15 @@ impl System {
 
     /// The parts that lie in the folders of these backups, with the lengths of the objects in bytes.
     pub async fn parts_there(&self, backups: impl Iterator<Item = BackupId>) -> Result<HashMap<(BackupId, u32), u64>> {
+        let list = |backup: BackupId| async move {
+            Ok::<_, Error>((backup, store::list_all(&*self.store, &self.folder.backup(backup)).await?))
+        };
+        let backups = backups.collect::<HashSet<_>>();
+        let mut coming = stream::iter(backups.into_iter().map(list)).buffer_unordered(PARALLEL);
         let mut there = HashMap::new();
-        for backup in backups.collect::<HashSet<_>>() {
-            for object in store::list_all(&*self.store, &self.folder.backup(backup)).await? {
-                if let Some(number) = self.folder.part_number(backup, &object.key) {
-                    there.insert((backup, number), object.length);
-                }
-            }
+        while let Some((backup, listed)) = coming.try_next().await? {
+            let part = |object: Listed| Some(((backup, self.folder.part_number(backup, &object.key)?), object.length));
+            there.extend(listed.into_iter().filter_map(part));
         }
         Ok(there)
     }

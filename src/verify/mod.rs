@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// Manifests that are read at a time.
-const MANIFESTS: usize = 2;
+const MANIFESTS: usize = 8;
 
 /// Looks at a system by names, lengths, manifests and the links between segments. Damage is no error, but what the report
 /// tells; an error means that something could not be looked at.
@@ -56,10 +56,10 @@ pub async fn deep(
     let fast = Fast::new(system, watch).await?;
     let first = fast.noted.1.objects.iter().filter_map(|object| Key::new(object.key.as_str()).ok()).collect::<Vec<_>>();
     let seen = deep::look(system, repository, &fast.backups, &first, request, clock, watch).await?;
-    let (whole, gone) = (seen.whole.clone(), seen.gone.clone());
+    let settled = seen.settled.clone();
     let (number, before) = fast.noted.clone();
     let mut report = fast.report(Some(seen)).await?;
-    let settled = |key: &str| whole.iter().chain(&gone).any(|known| known.as_str() == key);
+    let settled = |key: &str| settled.iter().any(|known| known.as_str() == key);
     if let Err(error) = note::update(system, number, &before, settled, &report, clock.now()).await {
         report.remarks.push(format!("what was found damaged could not be noted in the repository: {error}"));
     }
@@ -86,8 +86,8 @@ impl<'a> Fast<'a> {
         let (backups, damaged) = system.readable_backups().await?;
         let known = needs(system, &backups, watch).await?;
         let damaged = damaged.iter().map(|(id, _)| *id).collect();
-        let judged = backups::judge(&system.folder, &folders, &known, &damaged)?;
-        let mut judged = judged;
+        let mut judged = backups::judge(&system.folder, &folders, &known, &damaged)?;
+        // It reads the documents again: what an expiry has removed by now is no damage.
         let gathered = match Gathered::new(system, window::Depth::Records, watch).await {
             Err(error) if error.kind() == Kind::Refused => {
                 judged

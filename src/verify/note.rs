@@ -17,7 +17,7 @@ use crate::{
 pub fn findings(note: &DamageNote, seen: Option<&Seen>, damage: &mut Damage) -> Vec<Finding> {
     let read = |object: &&DamagedObject| {
         seen.is_some_and(|seen| {
-            let keys = seen.whole.iter().chain(&seen.gone).chain(seen.bad.iter().map(|bad| &bad.key));
+            let keys = seen.settled.iter().chain(seen.bad.iter().map(|bad| &bad.key));
             keys.into_iter().any(|key| key.as_str() == object.key)
         })
     };

@@ -22,7 +22,7 @@ use serde::Serialize;
 
 pub(super) use self::{check::Checker, objects::Name};
 use self::{check::Soundness, journal::Journal, metered::Metered, objects::Object};
-use super::report::Wrong;
+use super::{MANIFESTS, report::Wrong};
 use crate::{
     clock::Clock,
     error::{Error, Kind, Result},
@@ -83,10 +83,8 @@ pub(super) struct Bad {
 pub(super) struct Seen {
     pub deep: Deep,
     pub bad: Vec<Bad>,
-    /// Objects that were found whole.
-    pub whole: Vec<Key>,
-    /// Those of the ones that should come first that are not there.
-    pub gone: Vec<Key>,
+    /// Those of the ones that should come first that were found whole, or are not there any more.
+    pub settled: Vec<Key>,
     /// What could not be read, in words.
     pub remarks: Vec<String>,
 }
@@ -119,8 +117,10 @@ pub(super) async fn look(
     seen.deep.of_bytes = objects.iter().map(|object| object.length).sum();
     let is_round = request.sample.is_none() && request.not_checked_for.is_none();
     let chosen = choose(&objects, request, journal.as_ref().and_then(|journal| journal.round), now, &mut seen.deep);
-    seen.gone = first.iter().filter(|key| !objects.iter().any(|object| object.is(key, system))).cloned().collect();
-    let chosen = with_first(chosen, &objects, first, system);
+    let first: BTreeMap<Name, &Key> = first.iter().map(|key| (Name::of(key, system), key)).collect();
+    let gone = first.iter().filter(|(name, _)| find(&objects, name).is_none());
+    seen.settled = gone.map(|(_, key)| (*key).clone()).collect();
+    let chosen = with_first(chosen, &objects, &first);
     if let Some(journal) = journal.as_mut().filter(|_| is_round && seen.deep.goes_on_from.is_none()) {
         journal.begin(now);
     }
@@ -129,6 +129,8 @@ pub(super) async fn look(
     let when = || seconds(clock.now()).max(now);
     let ended = read(&checker, &mut objects, &chosen, request.parallel, when, journal.as_mut(), &mut seen).await;
     watch.progress.finish();
+    let whole = |name: &Name| find(&objects, name).is_some_and(|at| objects[at].checked >= now);
+    seen.settled.extend(first.iter().filter(|(name, _)| whole(name)).map(|(_, key)| (*key).clone()));
     match ended {
         Err(error) if error.kind() == Kind::Interrupted => seen.deep.interrupted = true,
         Err(error) => return Err(error),
@@ -170,15 +172,17 @@ pub(super) async fn checker(
 ) -> Result<Checker> {
     let mut parts: HashMap<PartName, _> = HashMap::new();
     let mut readable = HashMap::new();
-    for backup in backups {
+    let read = |backup: BackupDocument| async move { (system.parts_needed(&backup).await, backup) };
+    let mut coming = stream::iter(backups.iter().cloned().map(read)).buffered(MANIFESTS);
+    while let Some((needed, backup)) = coming.next().await {
         watch.interrupt.check()?;
-        match system.parts_needed(backup).await {
+        match needed {
             Ok(needed) => parts.extend(needed.into_iter().map(|part| ((part.backup, part.number), part))),
             // The fast look has told it.
             Err(error) if matches!(error.kind(), Kind::Damaged | Kind::Refused) => {}
             Err(error) => return Err(error),
         }
-        readable.insert(backup.id, backup.clone());
+        readable.insert(backup.id, backup);
     }
     let mut histories = BTreeMap::new();
     for timeline in system.timelines().await? {
@@ -219,15 +223,17 @@ fn choose(objects: &[Object], request: &Request, round: Option<u64>, now: u64, d
 }
 
 /// With what was found damaged before in front: whether it is whole again, or still tells.
-fn with_first(mut chosen: Vec<usize>, objects: &[Object], first: &[Key], system: &System) -> Vec<usize> {
-    let is_first = |at: &usize| first.iter().any(|key| objects[*at].is(key, system));
+fn with_first(chosen: Vec<usize>, objects: &[Object], first: &BTreeMap<Name, &Key>) -> Vec<usize> {
     if first.is_empty() {
         return chosen;
     }
-    let mut known: Vec<usize> = (0..objects.len()).filter(is_first).collect();
-    chosen.retain(|at| !known.contains(at));
-    known.extend(chosen);
-    known
+    let known = first.keys().filter_map(|name| find(objects, name));
+    known.chain(chosen.into_iter().filter(|at| !first.contains_key(&objects[*at].name))).collect()
+}
+
+/// Where an object is among those that were listed.
+fn find(objects: &[Object], name: &Name) -> Option<usize> {
+    objects.binary_search_by(|object| object.name.cmp(name)).ok()
 }
 
 /// An error unless the object of that key is there, and is what was written.
@@ -272,7 +278,6 @@ async fn read(
                 if let Some(journal) = &mut journal {
                     journal.checked(&object, objects[at].checked);
                 }
-                seen.whole.push(key);
             }
             Err(error) if error.kind() == Kind::Damaged => {
                 tracing::warn!("{key} is damaged: {error}");

@@ -35,21 +35,19 @@ pub struct Object {
 }
 
 impl Name {
+    /// Of a key below the folder of a system.
+    pub fn of(key: &Key, system: &System) -> Self {
+        segment_of(key).map_or_else(
+            || Self::Other(key.as_str().strip_prefix(&system.folder.prefix()).unwrap_or(key.as_str()).into()),
+            Self::Segment,
+        )
+    }
+
     /// Its key.
     pub fn key(&self, system: &System) -> Result<Key> {
         match self {
             Self::Segment(name) => system.folder.segment(*name),
             Self::Other(rest) => Key::new(format!("{}{rest}", system.folder.prefix())),
-        }
-    }
-}
-
-impl Object {
-    /// Whether that is its key.
-    pub fn is(&self, key: &Key, system: &System) -> bool {
-        match &self.name {
-            Name::Segment(name) => segment_of(key) == Some(*name),
-            Name::Other(rest) => key.as_str().strip_prefix(&system.folder.prefix()) == Some(&**rest),
         }
     }
 }
@@ -108,12 +106,5 @@ async fn pages(system: &System, prefix: &str) -> Result<Vec<Object>> {
 
 /// The object as it was listed.
 pub fn object(system: &System, listed: &Listed) -> Object {
-    let name = segment_of(&listed.key).map_or_else(
-        || {
-            let key = listed.key.as_str();
-            Name::Other(key.strip_prefix(&system.folder.prefix()).unwrap_or(key).into())
-        },
-        Name::Segment,
-    );
-    Object { name, length: listed.length, checked: 0 }
+    Object { name: Name::of(&listed.key, system), length: listed.length, checked: 0 }
 }
