@@ -1,180 +1,34 @@
 //! An archive of a million segments, simulated: how many requests a survey of it takes, a plan, a listing; and, in the
-//! long run, how many seconds and how much memory where each request takes 20 ms.
+//! long run, how many seconds and how much memory where each request takes 20 ms. The same of verification, and of an
+//! expiry that lets go of nearly all of it.
 //!
 //! `cargo test --release --test million -- --ignored --nocapture` prints the figures.
 #![allow(clippy::unwrap_used, reason = "helpers of a test may panic like the test")]
 
+#[path = "million/scene.rs"]
+mod scene;
 #[path = "million/store.rs"]
 mod store;
 #[path = "million/wal.rs"]
 mod wal;
 
 use std::{
-    io::Write,
-    sync::Arc,
+    collections::BTreeSet,
     time::{Duration, Instant},
 };
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use proptest::prelude::*;
-use serde_json::json;
-use store::{Asked, Line, Simulated};
+use scene::{FIRST, Scene, many_backups, scene, scene_with, watch};
+use store::Asked;
 use walden::{
-    interrupt::Interrupter,
-    plan::{self, PlanRequest, Target, Watch, window::Depth},
-    postgres::{Lsn, SegmentName, TimelineId},
-    progress::Unwatched,
-    repository::{FORMAT, Stored, System, SystemFolder, summaries::Need},
-    seal::{Blake3, blake3},
-    store::Key,
+    keep::{Policy, plan::SystemPlan, ranges::Ranges},
+    plan::{self, window::Depth},
+    postgres::Lsn,
     wal::Summarizer,
 };
 
 use wal::{COMMITS, SIZE, Writer, Wrong};
-
-/// The number of the first segment.
-const FIRST: u64 = 0x1000;
-
-/// A simulated archive, and what is known of it.
-struct Scene {
-    store: Arc<Simulated>,
-    system: System,
-    main: Line,
-    /// The number of the segment in which the newest backup lies.
-    newest: u64,
-}
-
-fn began() -> DateTime<Utc> {
-    "2026-01-01T00:00:00Z".parse().unwrap()
-}
-
-/// `count` segments on timeline 1 with a gap in the first part, and two branches of a twentieth each.
-async fn scene(count: u64, delay: Duration) -> Scene {
-    scene_with(count, delay, &[FIRST + count - count / 20 - count / 100], None).await
-}
-
-/// The same with these backups behind two others, the newest last, and a clock that was wrong.
-async fn scene_with(count: u64, delay: Duration, backups: &[u64], wrong: Option<Wrong>) -> Scene {
-    let folder = SystemFolder { cluster: "main".parse().unwrap(), incarnation: "7-1".parse().unwrap() };
-    let gap = FIRST + count / 10..FIRST + count / 10 + 3;
-    let main = Line {
-        writer: Writer { timeline: 1, began: began(), wrong },
-        numbers: FIRST..FIRST + count,
-        gaps: vec![gap.clone()],
-    };
-    let branch = |timeline, fork: u64| Line {
-        writer: Writer { timeline, began: began() + TimeDelta::days(1000 * i64::from(timeline)), wrong: None },
-        numbers: fork..fork + count / 20,
-        gaps: Vec::new(),
-    };
-    let branches = [branch(2, FIRST + count / 3), branch(3, FIRST + count / 2 + 77)];
-    let mut others = vec![
-        (Key::new("walden.json").unwrap(), json!({ "format": FORMAT, "id": "x", "made": began() }).to_string().into()),
-        (folder.system().unwrap(), system_json().to_string().into()),
-    ];
-    let newest = backups.last().copied().unwrap_or(FIRST);
-    for (day, number) in [FIRST, gap.end + 5].into_iter().chain(backups.iter().copied()).enumerate() {
-        let id = format!("202601{:02}T000000Z", day + 1).parse().unwrap();
-        let name = format!("202601{:02}T000000Z", day + 1);
-        let manifest = manifest_json(&name);
-        let document = backup_json(&main, number, &name, blake3(manifest.as_bytes()));
-        others.push((folder.backup_document(id, 1).unwrap(), document.to_string().into()));
-        others.push((folder.manifest(id, 1).unwrap(), frames(manifest.as_bytes())));
-        others.push((folder.part(id, 1).unwrap(), vec![0; PART as usize]));
-    }
-    for branch in &branches {
-        let timeline = TimelineId::new(branch.writer.timeline).unwrap();
-        let text = format!("1\t{}\tsimulated\n", Lsn(branch.numbers.start * SIZE.bytes()));
-        others.push((folder.history(timeline).unwrap(), frames(text.as_bytes())));
-    }
-    let lines = [vec![main.clone()], branches.to_vec()].concat();
-    let store = Simulated::new(lines, others, folder.clone(), delay);
-    let system = System::open(store.clone(), &folder.cluster, folder.incarnation).await.unwrap();
-    let _ = store.asked();
-    Scene { store, system, main, newest }
-}
-
-fn system_json() -> serde_json::Value {
-    json!({
-        "format": FORMAT, "cluster": "main", "incarnation": "7-1", "postgres": wal::VERSION, "segment_size": SIZE,
-        "block_size": 8192, "first_seen": began(),
-    })
-}
-
-/// The length of the only part of a backup.
-const PART: u64 = 100_000;
-
-/// The manifest of a backup of nothing.
-fn manifest_json(id: &str) -> String {
-    let part =
-        json!({ "backup": id, "number": 1, "length": PART, "blake3": wal::any_hash(), "frames": [[PART, 1_000_000]] });
-    json!({ "format": FORMAT, "parts": [part], "files": [] }).to_string()
-}
-
-/// A backup that lies in one segment.
-fn backup_json(line: &Line, number: u64, id: &str, manifest: Blake3) -> serde_json::Value {
-    let (start, name) = (Lsn(number * SIZE.bytes() + 40), wal::name(line.writer.timeline, number));
-    json!({
-        "format": FORMAT, "id": id, "cluster": "main", "incarnation": "7-1", "postgres": wal::VERSION,
-        "server_version_num": 170_000, "catalog_version": 202_406_281, "timeline": line.writer.timeline,
-        "start_lsn": start, "checkpoint_lsn": start, "stop_lsn": Lsn(start.0 + 500_000),
-        "started": line.writer.time(number, 0), "stopped": line.writer.time(number, 50),
-        "first_segment": name, "last_segment": name, "size": 1_000_000, "files": 10, "stored": 100_000,
-        "parts": [{ "number": 1, "length": PART }], "manifest": 1, "manifest_blake3": manifest,
-        "data_checksums": true,
-        "required": {
-            "max_connections": 100, "max_worker_processes": 8, "max_wal_senders": 10, "max_prepared_transactions": 0,
-            "max_locks_per_transaction": 64,
-        },
-        "host": "h", "walden": "0",
-    })
-}
-
-/// An object without a head, which proves itself.
-fn frames(content: &[u8]) -> Vec<u8> {
-    let mut frames = walden::seal::FrameWriter::new(Vec::new(), 1).unwrap();
-    frames.write_all(content).unwrap();
-    frames.finish().unwrap().0
-}
-
-impl Scene {
-    /// The same with roll-ups whose names tell no time.
-    async fn without_times(&self) -> Self {
-        let store = self.store.without_times();
-        let folder = &self.system.folder;
-        let system = System::open(store.clone(), &folder.cluster, folder.incarnation).await.unwrap();
-        let _ = store.asked();
-        Self { store, system, main: self.main.clone(), newest: self.newest }
-    }
-
-    async fn segments(&self) -> Vec<(SegmentName, Stored)> {
-        self.system.segments_and_pieces(TimelineId::FIRST, None, None).await.unwrap()
-    }
-
-    /// Walks all summaries of timeline 1 on both sides of the gap: how many segments, commits and faults.
-    async fn survey(&self, segments: Vec<(SegmentName, Stored)>) -> (u64, u64, u64) {
-        let (mut count, mut commits, mut faults) = (0, 0, 0);
-        let mut summaries = self.system.summaries(segments, Need::Planning);
-        while let Some(segment) = summaries.next().await.unwrap() {
-            count += 1;
-            commits += segment.summary.commits;
-            faults += u64::from(segment.fault.is_some());
-        }
-        (count, commits, faults)
-    }
-
-    async fn plan(&self, to: &str, timeline: Option<u32>) -> walden::Result<plan::Plan> {
-        let request = PlanRequest {
-            target: Target::parse(to, began()).unwrap(),
-            backup: None,
-            timeline: timeline.map(|t| TimelineId::new(t).unwrap()),
-            without: Vec::new(),
-            now: self.main.writer.time(self.main.numbers.end, 0),
-        };
-        let watch = Watch { progress: Arc::new(Unwatched), interrupt: Interrupter::new().listen() };
-        plan::plan(std::slice::from_ref(&self.system), &request, &watch).await
-    }
-}
 
 /// The greatest memory that this process has held, in bytes.
 fn peak() -> u64 {
@@ -198,7 +52,7 @@ fn forget_peak() {
 
 #[test]
 fn the_simulation_is_like_real_wal() {
-    let writer = Writer { timeline: 1, began: began(), wrong: None };
+    let writer = Writer { timeline: 1, began: scene::began(), wrong: None };
     let layout = wal::Layout::new();
     for number in [FIRST, FIRST + 7] {
         let bytes = writer.segment(number);
@@ -229,10 +83,9 @@ async fn requests_are_few() {
     assert!(surveyed.requests <= logs + SIZE.per_log() + 8, "{surveyed:?}");
 
     // A fast verification needs hardly more than the drawing of all timelines.
-    let watch = Watch { progress: Arc::new(Unwatched), interrupt: Interrupter::new().listen() };
-    plan::window::timelines(&scene.system, Depth::Records, &watch).await.unwrap();
+    plan::window::timelines(&scene.system, Depth::Records, &watch()).await.unwrap();
     let drawn = scene.store.asked();
-    let report = walden::verify::fast(&scene.system, &watch).await.unwrap();
+    let report = scene.verify().await;
     let verified = scene.store.asked();
     assert!(verified.requests <= drawn.requests + 32, "{verified:?} {drawn:?}");
     assert_eq!(
@@ -245,21 +98,134 @@ async fn requests_are_few() {
 
     let last = scene.system.last_commit(&segments[..9_000]).await.unwrap().unwrap();
     let number = segments[8_999].0.number(SIZE).unwrap();
-    assert_eq!(last, scene.main.writer.ended(scene.store.layout(), number, COMMITS - 1));
+    assert_eq!(last, scene.main().writer.ended(scene.store.layout(), number, COMMITS - 1));
     let found = scene.store.asked();
     assert!(found.requests <= 2, "{found:?}");
 
     // The stop is before the first commit that is later.
-    let number = scene.main.numbers.end - 300;
-    let wanted = scene.main.writer.time(number, 117) + TimeDelta::microseconds(1);
+    let number = scene.main().numbers.end - 300;
+    let wanted = scene.main().writer.time(number, 117) + TimeDelta::microseconds(1);
     let plan = scene.plan(&wanted.format("%Y-%m-%dT%H:%M:%S%.6fZ").to_string(), Some(1)).await.unwrap();
     let stop = plan.stop.unwrap();
-    assert_eq!((stop.lsn, stop.inclusive), (scene.main.writer.ended(scene.store.layout(), number, 118).lsn, false));
-    assert_eq!(plan.first_segment.number(SIZE).unwrap(), scene.newest);
+    assert_eq!((stop.lsn, stop.inclusive), (scene.main().writer.ended(scene.store.layout(), number, 118).lsn, false));
+    assert_eq!(plan.first_segment.number(SIZE).unwrap(), scene.newest());
     let planned = scene.store.asked();
     // The heads of the log that is not complete, and roll-ups of those from the newest backup on.
-    let logs = (scene.main.numbers.end - scene.newest) / SIZE.per_log() + 1;
+    let logs = (scene.main().numbers.end - scene.newest()) / SIZE.per_log() + 1;
     assert!(planned.requests <= listed.requests + SIZE.per_log() + logs + 20, "{planned:?}");
+
+    let report = scene.verify_deep(0.01).await;
+    let deep = report.deep.unwrap();
+    assert!((1..10).contains(&deep.objects) && deep.of_objects > COUNT, "{deep:?}");
+    let looked = scene.store.asked();
+    assert!(looked.requests <= verified.requests + logs_of(&scene) + 2 * deep.objects + 40, "{looked:?} {verified:?}");
+
+    let_nearly_everything_go(&scene, |_, _, _| {}).await;
+}
+
+/// How many logs there are to list.
+fn logs_of(scene: &Scene) -> u64 {
+    scene.lines.iter().map(|line| (line.numbers.end - line.numbers.start) / SIZE.per_log() + 2).sum()
+}
+
+/// Expires all but two backups, and the WAL since one of them. `told` what each step took.
+async fn let_nearly_everything_go(scene: &Scene, mut told: impl FnMut(&str, Instant, Asked)) {
+    // The youngest timeline goes on from a backup of its own. The others have ended.
+    let base = scene.back_up(2).await;
+    let newest = scene.taken.last().unwrap();
+    let policy = Policy { last: 2, window: Some(Duration::from_secs(100)), ..Policy::default() };
+    let now = scene.end_of(2);
+    let _ = scene.store.asked();
+
+    let begun = Instant::now();
+    let plan = scene.plan_expiry(&policy, now).await;
+    let planned = scene.store.asked();
+    told("dry run of an expiry", begun, planned);
+    assert!(!plan.has_doubts(), "{:?}", plan.systems[0].doubts);
+    assert!(planned.requests <= logs_of(scene) + scene.store.roll_ups() as u64 / 1000 + 60, "{planned:?}");
+
+    let begun = Instant::now();
+    let deleted = scene.expire(&plan).await;
+    let expired = scene.store.asked();
+    told(&format!("expiry of {deleted} objects"), begun, expired);
+    assert_eq!(deleted, plan.systems.iter().map(SystemPlan::objects).sum::<u64>());
+    assert!(expired.requests <= deleted / 1000 + 60, "{expired:?}");
+
+    let since = Ranges::of(base.number, scene.lines[2].numbers.end);
+    let left = [0, 1, 2].map(|line| scene.store.there(line));
+    assert_eq!(left, [Ranges::of(newest.number, newest.number + 1), Ranges::default(), since]);
+    let of_backups = scene.store.keys().into_iter().filter(|key| key.contains("/backups/")).collect::<BTreeSet<_>>();
+    let kept = [newest, &base].map(|taken| taken.objects(&scene.system.folder, &scene.lines[taken.line]));
+    assert_eq!(of_backups, kept.iter().flatten().map(|(key, _)| key.to_string()).collect());
+
+    let _ = scene.store.asked();
+    let begun = Instant::now();
+    let again = scene.plan_expiry(&policy, now).await;
+    told("a second expiry", begun, scene.store.asked());
+    assert!(again.systems.iter().all(SystemPlan::is_empty), "{again:?}");
+
+    let plan = scene.plan("latest", Some(3)).await.unwrap();
+    assert_eq!(plan.first_segment.number(SIZE).unwrap(), base.number);
+    assert_eq!(plan.last_segment.number(SIZE).unwrap(), scene.lines[2].numbers.end - 1);
+    let report = scene.verify().await;
+    assert!(report.damage.is_empty(), "{:?}", report.damage);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_backups_are_looked_at_side_by_side() {
+    survey_many_backups(&many_backups(300, Duration::ZERO).await, |_, _, _| {}).await;
+}
+
+/// Lists many backups that share parts, verifies them, and expires all but the thirtieth part of them.
+async fn survey_many_backups(scene: &Scene, mut told: impl FnMut(&str, Instant, Asked)) {
+    let count = scene.taken.len();
+    let each = count as u64;
+    let begun = Instant::now();
+    let timelines = plan::window::timelines(&scene.system, Depth::Ends, &watch()).await.unwrap();
+    assert_eq!(timelines.backups().len(), count);
+    let listed = scene.store.asked();
+    told("list", begun, listed);
+    // The folder of each and its document, and a few for the timeline.
+    assert!(listed.requests <= 2 * each + each / 100 + 60 && listed.parallel >= 16, "{listed:?}");
+
+    let begun = Instant::now();
+    let report = scene.verify().await;
+    assert!(report.damage.is_empty(), "{:?}", report.damage);
+    assert_eq!(report.looked.parts, scene.parts().len() as u64);
+    let verified = scene.store.asked();
+    told("fast verification", begun, verified);
+    // Folders and documents once more, because an expiry may have come between, and each manifest.
+    let logs = logs_of(scene) + SIZE.per_log();
+    assert!(verified.requests <= listed.requests + 4 * each + logs, "{verified:?} {listed:?}");
+
+    let (gone, kept) = scene.taken.split_at(count - count / 30);
+    let policy = Policy { last: kept.len() as u32, ..Policy::default() };
+    let now = scene.end_of(0);
+    let begun = Instant::now();
+    let plan = scene.plan_expiry(&policy, now).await;
+    let planned = scene.store.asked();
+    told("dry run of an expiry", begun, planned);
+    assert!(planned.requests <= 2 * each + kept.len() as u64 + logs + 60, "{planned:?}");
+
+    let begun = Instant::now();
+    let deleted = scene.expire(&plan).await;
+    let expired = scene.store.asked();
+    told(&format!("expiry of {deleted} objects"), begun, expired);
+    // Whether a compaction has put another document of it meanwhile.
+    assert!(expired.requests <= gone.len() as u64 + deleted / 1000 + 60, "{expired:?}");
+    assert!(expired.parallel >= 16, "{expired:?}");
+
+    let mut segments = Ranges::from_on(scene.newest()).and(&scene.lines[0].there());
+    kept.iter().for_each(|taken| segments.add(taken.number, taken.number + 1));
+    assert_eq!(scene.store.there(0), segments);
+    let needed = kept.iter().flat_map(|taken| taken.parts(&scene.system.folder)).map(|key| key.to_string());
+    assert_eq!(scene.parts().into_iter().collect::<BTreeSet<_>>(), needed.collect());
+    let found = scene.system.backups().await.unwrap();
+    assert!(found.iter().map(|backup| backup.id).eq(kept.iter().map(|taken| taken.id)));
+    let again = scene.plan_expiry(&policy, now).await;
+    assert!(again.systems.iter().all(SystemPlan::is_empty), "{again:?}");
+    let report = scene.verify().await;
+    assert!(report.damage.is_empty(), "{:?}", report.damage);
 }
 
 proptest! {
@@ -288,7 +254,7 @@ proptest! {
             let scene = scene_with(2_560, Duration::ZERO, &backups, wrong).await;
             let all = scene.without_times().await;
             for number in wanted {
-                let time = scene.main.writer.time(number, commit) + TimeDelta::microseconds(micros);
+                let time = scene.main().writer.time(number, commit) + TimeDelta::microseconds(micros);
                 let wanted = time.format("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
                 let (plan, same) = (scene.plan(&wanted, Some(1)).await, all.plan(&wanted, Some(1)).await);
                 let told = |plan: walden::Result<plan::Plan>| plan.map_err(|e| format!("{e} {:?}", e.hint_text()));
@@ -301,15 +267,11 @@ proptest! {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "it takes a minute, and its figures are for people"]
-async fn a_million_segments() {
-    const COUNT: u64 = 1_000_000;
-    let begun = Instant::now();
-    let scene = scene(COUNT, Duration::from_millis(20)).await;
-    let mut before = 0.0;
-    let mut told = |what: &str, begun: Instant, asked: Asked| {
-        let Asked { requests, bytes, parallel } = asked;
+/// Says what a step took since the one before, whose peak of memory must be bounded.
+#[expect(clippy::print_stdout, reason = "the figures are for people")]
+fn teller() -> impl FnMut(&str, Instant, Asked) {
+    let mut before = used();
+    move |what, begun, Asked { requests, bytes, parallel }| {
         println!(
             "{what}: {:.2} s ({:.2} s of processor), {requests} requests ({parallel} at a time at most), {} MB of answers, peak {} MB",
             begun.elapsed().as_secs_f64(),
@@ -318,9 +280,19 @@ async fn a_million_segments() {
             peak() >> 20
         );
         before = used();
-    };
+        assert!(peak() < 256 << 20, "{} MB for: {what}", peak() >> 20);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "it takes a minute, and its figures are for people"]
+async fn a_million_segments() {
+    const COUNT: u64 = 1_000_000;
+    let begun = Instant::now();
+    let scene = scene(COUNT, Duration::from_millis(20)).await;
+    let mut told = teller();
     println!("{} logs have a roll-up", scene.store.roll_ups());
-    told("make it", begun, scene.store.asked());
+    println!("they were made in {:.2} s", begun.elapsed().as_secs_f64());
     forget_peak();
 
     let begun = Instant::now();
@@ -332,20 +304,19 @@ async fn a_million_segments() {
     let (count, ..) = scene.survey(segments).await;
     assert_eq!(count, COUNT - 3);
     told("summaries of all segments", begun, scene.store.asked());
-    assert!(peak() < 256 << 20, "{} MB", peak() >> 20);
 
-    let number = scene.newest + 10_000;
-    let wanted = scene.main.writer.time(number, 117) + TimeDelta::microseconds(1);
+    let number = scene.newest() + 10_000;
+    let wanted = scene.main().writer.time(number, 117) + TimeDelta::microseconds(1);
     let begun = Instant::now();
     let wanted = wanted.format("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
     let plan = scene.plan(&wanted, Some(1)).await.unwrap();
-    assert_eq!(plan.stop.unwrap().lsn, scene.main.writer.ended(scene.store.layout(), number, 118).lsn);
+    assert_eq!(plan.stop.unwrap().lsn, scene.main().writer.ended(scene.store.layout(), number, 118).lsn);
     assert_eq!(plan.segments, 10_001);
     told("plan by time, 10 000 segments after the newest backup", begun, scene.store.asked());
 
     let begun = Instant::now();
     let plan = scene.plan("latest", Some(1)).await.unwrap();
-    assert_eq!(plan.last_segment.number(SIZE).unwrap(), scene.main.numbers.end - 1);
+    assert_eq!(plan.last_segment.number(SIZE).unwrap(), scene.main().numbers.end - 1);
     told("plan for latest", begun, scene.store.asked());
 
     // On the branches that time lies before the first commit: a person has to choose.
@@ -354,17 +325,34 @@ async fn a_million_segments() {
     told("the same time on all three timelines", begun, scene.store.asked());
 
     for depth in [Depth::Ends, Depth::Records] {
-        let watch = Watch { progress: Arc::new(Unwatched), interrupt: Interrupter::new().listen() };
         let begun = Instant::now();
-        let timelines = plan::window::timelines(&scene.system, depth, &watch).await.unwrap();
+        let timelines = plan::window::timelines(&scene.system, depth, &watch()).await.unwrap();
         assert_eq!(timelines.timelines[0].segments, COUNT - 3);
         assert_eq!(timelines.timelines[0].windows.len(), 2);
         told(&format!("timeline of everything, {depth:?}"), begun, scene.store.asked());
     }
-    let watch = Watch { progress: Arc::new(Unwatched), interrupt: Interrupter::new().listen() };
     let begun = Instant::now();
-    let report = walden::verify::fast(&scene.system, &watch).await.unwrap();
+    let report = scene.verify().await;
     assert_eq!(report.damage.len(), 1, "{:?}", report.damage);
     told("fast verification", begun, scene.store.asked());
-    assert!(peak() < 256 << 20, "{} MB", peak() >> 20);
+    let begun = Instant::now();
+    let deep = scene.verify_deep(0.01).await.deep.unwrap();
+    told(&format!("deep verification of {} of {} objects", deep.objects, deep.of_objects), begun, scene.store.asked());
+
+    let_nearly_everything_go(&scene, &mut told).await;
+    let begun = Instant::now();
+    scene.verify().await;
+    told("fast verification afterwards", begun, scene.store.asked());
+    let begun = Instant::now();
+    let deep = scene.verify_deep(0.1).await.deep.unwrap();
+    told(&format!("deep verification of {} of {} objects", deep.objects, deep.of_objects), begun, scene.store.asked());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "it takes a minute, and its figures are for people"]
+async fn thousands_of_backups() {
+    let scene = many_backups(3_000, Duration::from_millis(20)).await;
+    println!("{} backups with {} parts", scene.taken.len(), scene.parts().len());
+    forget_peak();
+    survey_many_backups(&scene, teller()).await;
 }

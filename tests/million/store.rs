@@ -1,14 +1,15 @@
 //! A store that answers for an archive which nowhere exists: names, lengths, heads and segments are made when they are
-//! asked for. Roll-ups, which take long to make, lie in a folder.
+//! asked for. Roll-ups, which take long to make, lie in a folder. What is put is held in memory, and what is deleted is
+//! gone: of segments, which nobody puts, it is known which stretches are left.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs,
     io::Write,
     ops::Range,
     path::PathBuf,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -17,6 +18,7 @@ use std::{
 use bytes::Bytes;
 use walden::{
     Error,
+    keep::ranges::Ranges,
     postgres::{SegmentName, TimelineId, WalFile},
     repository::{FORMAT, RollUpName, SystemFolder, rollup::RollUp, segment_of, wal_object::WalHead},
     seal::{Blake3, FrameWriter, blake3},
@@ -32,7 +34,7 @@ pub struct Line {
     pub writer: Writer,
     /// Their numbers.
     pub numbers: Range<u64>,
-    /// Those that are missing.
+    /// Those that were always missing.
     pub gaps: Vec<Range<u64>>,
 }
 
@@ -53,7 +55,9 @@ pub struct Simulated {
     lines: Vec<Line>,
     layout: Layout,
     folder: SystemFolder,
-    small: BTreeMap<String, Small>,
+    /// Of each line the numbers of the segments that are there.
+    there: RwLock<Vec<Ranges>>,
+    small: RwLock<BTreeMap<String, Small>>,
     delay: Duration,
     asked: Mutex<Asked>,
     under_way: AtomicU64,
@@ -68,17 +72,18 @@ enum Small {
 
 impl Simulated {
     /// An archive of these timelines, with other objects besides, and roll-ups of all logs that are complete.
-    pub fn new(lines: Vec<Line>, others: Vec<(Key, Vec<u8>)>, folder: SystemFolder, delay: Duration) -> Arc<Self> {
-        let place = Arc::new(tempfile::tempdir().expect("a folder"));
-        let mut simulated = Self {
+    pub fn new(lines: Vec<Line>, others: Vec<(Key, Bytes)>, folder: SystemFolder, delay: Duration) -> Arc<Self> {
+        let small = others.into_iter().map(|(key, bytes)| (key.to_string(), Small::Bytes(bytes))).collect();
+        let simulated = Self {
+            there: RwLock::new(lines.iter().map(Line::there).collect()),
             lines,
             layout: Layout::new(),
             folder,
-            small: others.into_iter().map(|(key, bytes)| (key.to_string(), Small::Bytes(bytes.into()))).collect(),
+            small: RwLock::new(small),
             delay,
             asked: Mutex::default(),
             under_way: AtomicU64::new(0),
-            place,
+            place: Arc::new(tempfile::tempdir().expect("a folder")),
         };
         simulated.roll_up();
         Arc::new(simulated)
@@ -91,12 +96,14 @@ impl Simulated {
             let name: RollUpName = name.strip_suffix(".json.zst")?.parse().ok()?;
             Some(format!("{folder}/{}.json.zst", RollUpName { row: None, ..name }))
         };
-        let small = self.small.iter().map(|(key, small)| (untimed(key).unwrap_or_else(|| key.clone()), small.clone()));
+        let small = self.small.read().expect("no panic");
+        let small = small.iter().map(|(key, small)| (untimed(key).unwrap_or_else(|| key.clone()), small.clone()));
         Arc::new(Self {
             lines: self.lines.clone(),
             layout: self.layout.clone(),
             folder: self.folder.clone(),
-            small: small.collect(),
+            there: RwLock::new(self.there.read().expect("no panic").clone()),
+            small: RwLock::new(small.collect()),
             delay: self.delay,
             asked: Mutex::default(),
             under_way: AtomicU64::new(0),
@@ -115,10 +122,20 @@ impl Simulated {
 
     /// How many logs have a roll-up.
     pub fn roll_ups(&self) -> usize {
-        self.small.keys().filter(|key| key.contains("/notes/summaries/")).count()
+        self.keys().iter().filter(|key| key.contains("/notes/summaries/")).count()
     }
 
-    fn roll_up(&mut self) {
+    /// The keys of all objects but segments.
+    pub fn keys(&self) -> Vec<String> {
+        self.small.read().expect("no panic").keys().cloned().collect()
+    }
+
+    /// The numbers of the segments of a line that are there.
+    pub fn there(&self, line: usize) -> Ranges {
+        self.there.read().expect("no panic")[line].clone()
+    }
+
+    fn roll_up(&self) {
         let logs: Vec<(usize, u64)> = self
             .lines
             .iter()
@@ -140,11 +157,12 @@ impl Simulated {
                 });
             }
         });
-        self.small.extend(made.into_inner().expect("no panic"));
+        self.small.write().expect("no panic").extend(made.into_inner().expect("no panic"));
     }
 
     fn roll_up_log(&self, line: &Line, log: u64) -> (String, Small) {
-        let numbers = (log * SIZE.per_log()..(log + 1) * SIZE.per_log()).filter(|n| line.holds(*n));
+        let there = line.there();
+        let numbers = (log * SIZE.per_log()..(log + 1) * SIZE.per_log()).filter(|n| there.has(*n));
         let segments = numbers.map(|number| {
             let name = wal::name(line.writer.timeline, number);
             let mut summary = line.writer.summary(&self.layout, number);
@@ -161,10 +179,26 @@ impl Simulated {
         (key.to_string(), Small::File(path, bytes.len() as u64))
     }
 
-    fn line_of(&self, name: SegmentName) -> Option<(&Line, u64)> {
-        let number = name.number(SIZE).ok()?;
-        let line = self.lines.iter().find(|line| line.writer.timeline == name.timeline.get())?;
-        line.holds(number).then_some((line, number))
+    /// The line of a segment, and its number.
+    fn line_of(&self, name: SegmentName) -> Option<(usize, u64)> {
+        let line = self.lines.iter().position(|line| line.writer.timeline == name.timeline.get())?;
+        Some((line, name.number(SIZE).ok()?))
+    }
+
+    /// The line and the number of a segment that is there.
+    fn held(&self, key: &Key) -> Option<(&Line, u64)> {
+        let (line, number) = self.line_of(segment_of(key)?)?;
+        self.there.read().expect("no panic")[line].has(number).then_some((&self.lines[line], number))
+    }
+
+    fn remove(&self, key: &Key) {
+        match segment_of(key).and_then(|name| self.line_of(name)) {
+            Some((line, number)) => {
+                let there = &mut self.there.write().expect("no panic")[line];
+                *there = there.without(&Ranges::of(number, number + 1));
+            }
+            None => _ = self.small.write().expect("no panic").remove(key.as_str()),
+        }
     }
 
     /// The object of a segment, up to the end of its head, or all of it.
@@ -204,6 +238,8 @@ impl Simulated {
     /// Answers a request after a while.
     async fn answer<T>(&self, requests: u64, bytes: impl Fn(&T) -> u64, work: impl FnOnce() -> T) -> T {
         let under_way = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
+        // Others get their turn, so that it is seen how many ask at a time.
+        tokio::task::yield_now().await;
         if !self.delay.is_zero() {
             tokio::time::sleep(self.delay * requests as u32).await;
         }
@@ -217,18 +253,16 @@ impl Simulated {
     }
 
     fn page(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Vec<Listed> {
-        let after = after.map_or(prefix, Key::as_str).to_owned();
+        let after = after.map_or(prefix, Key::as_str).max(prefix).to_owned();
         let listed = |key: String, length| Listed { key: Key::new(key).expect("a key"), length };
-        let small = self.small.range(after.clone()..).filter(|(key, _)| **key > after);
-        let small = small.take_while(|(key, _)| key.starts_with(prefix) || key.as_str() < prefix);
-        let mut page: Vec<Listed> = small
-            .filter(|(key, _)| key.starts_with(prefix))
-            .take(limit)
-            .map(|(key, small)| listed(key.clone(), small.length()))
-            .collect();
-        for line in &self.lines {
+        let small = self.small.read().expect("no panic");
+        let small = small.range(after.clone()..).filter(|(key, _)| **key > after);
+        let small = small.take_while(|(key, _)| key.starts_with(prefix)).take(limit);
+        let mut page: Vec<Listed> = small.map(|(key, small)| listed(key.clone(), small.length())).collect();
+        for (line, there) in self.lines.iter().zip(&*self.there.read().expect("no panic")) {
             let timeline = TimelineId::new(line.writer.timeline).expect("a timeline");
-            if !self.folder.timeline(timeline).starts_with(prefix) {
+            let own = self.folder.timeline(timeline);
+            if !own.starts_with(prefix) && !prefix.starts_with(&own) {
                 continue;
             }
             let key = |number| self.folder.segment(wal::name(line.writer.timeline, number)).expect("a key").to_string();
@@ -237,8 +271,10 @@ impl Simulated {
                 let middle = low.midpoint(high);
                 if key(middle) > after { high = middle } else { low = middle + 1 }
             }
-            let numbers = (low..line.numbers.end).filter(|n| line.holds(*n)).take(limit);
-            page.extend(numbers.map(|number| listed(key(number), length(number))));
+            let left = there.and(&Ranges::from_on(low));
+            let keys = left.iter().flat_map(|(first, end)| first..end).map(|number| (key(number), number));
+            let keys = keys.take_while(|(key, _)| key.starts_with(prefix)).take(limit);
+            page.extend(keys.map(|(key, number)| listed(key, length(number))));
         }
         page.sort_unstable_by(|a, b| a.key.as_str().cmp(b.key.as_str()));
         page.truncate(limit);
@@ -247,21 +283,16 @@ impl Simulated {
 
     fn names(&self, prefix: &str) -> Vec<String> {
         let mut names = BTreeSet::new();
-        for key in self.small.keys() {
-            if let Some((name, _)) = key.strip_prefix(prefix).and_then(|rest| rest.split_once('/')) {
-                names.insert(name.to_owned());
-            }
+        let small = self.small.read().expect("no panic");
+        for key in small.range(prefix.to_owned()..).map(|(key, _)| key).take_while(|key| key.starts_with(prefix)) {
+            names.extend(key[prefix.len()..].split_once('/').map(|(name, _)| name.to_owned()));
         }
-        for line in &self.lines {
+        for (line, there) in self.lines.iter().zip(&*self.there.read().expect("no panic")) {
             let timeline = TimelineId::new(line.writer.timeline).expect("a timeline");
             if prefix == self.folder.timeline(timeline) {
-                for log in line.numbers.start / SIZE.per_log()..=(line.numbers.end - 1) / SIZE.per_log() {
-                    let mut numbers = log * SIZE.per_log()..(log + 1) * SIZE.per_log();
-                    if numbers.any(|n| line.holds(n)) {
-                        names.insert(format!("{log:08X}"));
-                    }
-                }
-            } else if prefix == self.folder.wal() {
+                let logs = there.iter().flat_map(|(first, end)| first / SIZE.per_log()..=(end - 1) / SIZE.per_log());
+                names.extend(logs.map(|log| format!("{log:08X}")));
+            } else if prefix == self.folder.wal() && !there.is_empty() {
                 names.insert(timeline.hex());
             }
         }
@@ -270,8 +301,11 @@ impl Simulated {
 }
 
 impl Line {
-    pub fn holds(&self, number: u64) -> bool {
-        self.numbers.contains(&number) && !self.gaps.iter().any(|gap| gap.contains(&number))
+    /// The numbers of the segments that it had at first.
+    pub fn there(&self) -> Ranges {
+        let mut gaps = Ranges::default();
+        self.gaps.iter().for_each(|gap| gaps.add(gap.start, gap.end));
+        Ranges::of(self.numbers.start, self.numbers.end).without(&gaps)
     }
 }
 
@@ -294,8 +328,17 @@ impl Store for Simulated {
         "simulated".into()
     }
 
-    fn put<'a>(&'a self, key: &'a Key, _: Bytes) -> Answer<'a, Put> {
-        Box::pin(async move { Err(Error::refused(format!("nobody writes {key} here"))) })
+    fn put<'a>(&'a self, key: &'a Key, bytes: Bytes) -> Answer<'a, Put> {
+        Box::pin(async move {
+            let put = || match self.small.write().expect("no panic").entry(key.to_string()) {
+                Entry::Occupied(_) => Put::Exists,
+                Entry::Vacant(place) => {
+                    place.insert(Small::Bytes(bytes));
+                    Put::Created
+                }
+            };
+            Ok(self.answer(1, |_| 0, put).await)
+        })
     }
 
     fn upload<'a>(&'a self, key: &'a Key) -> Answer<'a, Box<dyn Upload>> {
@@ -308,13 +351,15 @@ impl Store for Simulated {
                 .answer(
                     1,
                     |found: &Option<(u64, Bytes)>| found.as_ref().map_or(0, |(_, bytes)| bytes.len() as u64),
-                    || match self.small.get(key.as_str()) {
-                        Some(Small::Bytes(bytes)) => Some((bytes.len() as u64, bytes.clone())),
-                        Some(Small::File(path, length)) => Some((*length, fs::read(path).expect("a file").into())),
-                        None => {
-                            let (line, number) = self.line_of(segment_of(key)?)?;
-                            let object = self.object(line, number, range.is_none());
-                            Some((length(number), object.into()))
+                    || {
+                        let small = self.small.read().expect("no panic").get(key.as_str()).cloned();
+                        match small {
+                            Some(Small::Bytes(bytes)) => Some((bytes.len() as u64, bytes)),
+                            Some(Small::File(path, length)) => Some((length, fs::read(path).expect("a file").into())),
+                            None => {
+                                let (line, number) = self.held(key)?;
+                                Some((length(number), self.object(line, number, range.is_none()).into()))
+                            }
                         }
                     },
                 )
@@ -327,8 +372,9 @@ impl Store for Simulated {
 
     fn list<'a>(&'a self, prefix: &'a str, after: Option<&'a Key>, limit: usize) -> Answer<'a, Vec<Listed>> {
         Box::pin(async move {
-            let page = self.answer(1, |page: &Vec<Listed>| page.len() as u64 * 200, || self.page(prefix, after, limit));
-            Ok(page.await)
+            let page = self.page(prefix, after, limit);
+            let pages = page.len().div_ceil(1000).max(1) as u64;
+            Ok(self.answer(pages, |page: &Vec<Listed>| page.len() as u64 * 200, || page).await)
         })
     }
 
@@ -341,7 +387,18 @@ impl Store for Simulated {
     }
 
     fn delete<'a>(&'a self, key: &'a Key) -> Answer<'a, ()> {
-        Box::pin(async move { Err(Error::refused(format!("nobody deletes {key} here"))) })
+        Box::pin(async move {
+            self.answer(1, |()| 0, || self.remove(key)).await;
+            Ok(())
+        })
+    }
+
+    fn delete_many<'a>(&'a self, keys: &'a [Key]) -> Answer<'a, Vec<(Key, Error)>> {
+        Box::pin(async move {
+            assert!(keys.len() <= 1000, "no bucket takes that many");
+            self.answer(1, |()| 0, || keys.iter().for_each(|key| self.remove(key))).await;
+            Ok(Vec::new())
+        })
     }
 }
 
