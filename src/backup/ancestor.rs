@@ -89,10 +89,11 @@ pub async fn find(
     block_size: u32,
 ) -> Result<Option<Ancestor>> {
     let mut ancestor = newest(system, history, here, block_size).await?;
+    let attempts = system.attempts(ancestor.base.as_ref().map(|base| base.id)).await?;
     if let Some(copies) = &system.copies {
-        copies.tidy(ancestor.base.as_ref());
+        copies.tidy(ancestor.base.as_ref(), &attempts.iter().map(|attempt| attempt.id).collect::<Vec<_>>());
     }
-    for attempt in system.attempts(ancestor.base.as_ref().map(|base| base.id)).await? {
+    for attempt in attempts {
         let elsewhere = attempt.origin.as_ref().is_some_and(|there| here.is_some_and(|here| there.host != here.host));
         if attempt.timeline == history.timeline && attempt.block_size == block_size && !elsewhere {
             ancestor.attempt(attempt).await?;

@@ -169,7 +169,7 @@ pub async fn finish(
     }
     system.publish(&document, 1).await?;
     if let Some(copies) = &system.copies {
-        copies.tidy(Some(&document));
+        copies.tidy(Some(&document), &[]);
     }
     roll_up(system, around).await;
     around.progress.finish();

@@ -198,16 +198,24 @@ impl PartWriter {
         self.frames.write_all(&[0; 2 * BLOCK as usize]).map_err(failed)?;
         let (mut out, mut frames, _) = self.frames.finish().map_err(failed)?;
         let (blake3, _) = out.digest();
-        if let Some(Err(error)) = self.copies.map(|copies| copies.keep_maps((self.backup, self.number), &self.index)) {
+        if let Some(Err(error)) =
+            self.copies.as_ref().map(|copies| copies.keep_maps((self.backup, self.number), &self.index))
+        {
             tracing::warn!("the next backup cannot compare blocks of part {}: {error}", self.number);
         }
-        let index = index_frame(&self.index.into_bytes(blake3)?, self.level).map_err(failed)?;
+        let maps = self.index.maps().len();
+        let bytes = self.index.into_bytes(blake3)?;
+        let index = index_frame(&bytes, self.level).map_err(failed)?;
         frames.push(FrameSize { stored: index.len() as u32, content: 0 });
         out.write_all(&index).map_err(failed)?;
         out.write_all(&frames.to_bytes()).map_err(failed)?;
         let (_, length) = out.digest();
+        let part = Part { backup: self.backup, number: self.number, length, blake3, frames };
+        if let Some(Err(error)) = self.copies.map(|copies| copies.keep_part(&part, &bytes[..bytes.len() - maps])) {
+            tracing::warn!("if this backup does not come to its end, part {} is stored again: {error}", part.number);
+        }
         match out.into_inner().finish()? {
-            Put::Created => Ok(Part { backup: self.backup, number: self.number, length, blake3, frames }),
+            Put::Created => Ok(part),
             Put::Exists => Err(Error::refused(format!(
                 "part {} of backup {} is in the repository already: another program writes the same backup",
                 self.number, self.backup

@@ -1,9 +1,11 @@
 //! What a host keeps of the newest backup of its server, so that the next one can be compared with it where the
-//! repository is encrypted and this host cannot read it: the manifest, and the block maps of the parts that it needs.
+//! repository is encrypted and this host cannot read it: the manifest, and the block maps of the parts that it needs; and of
+//! attempts that came to nothing what their parts hold.
 //!
 //! They lie in `<state_dir>/comparison/<repository id>/<cluster>/<system>-<incarnation>/`, in the clear: names and
 //! hashes of files, no content of theirs. A manifest counts only if it has the hash that the backup's document tells, and
-//! maps only as far as they make the hash of a file that the manifest tells. What is lost or does not fit costs a backup
+//! maps only as far as they make the hash of a file that the manifest tells, a part of an attempt only if it has the length
+//! that it was written with. What is lost or does not fit costs a backup
 //! that stores everything again, never a wrong one, so that nothing here is synced.
 
 use std::{
@@ -14,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{BackupDocument, BackupId, Manifest, PartIndex, RepositoryDocument, SystemFolder};
+use super::{BackupDocument, BackupId, Manifest, Part, PartIndex, PartName, RepositoryDocument, SystemFolder};
 use crate::{
     config,
     error::{Error, Result},
@@ -41,8 +43,12 @@ impl Copies {
         self.folder.join(format!("manifest-{backup}-{number}.json.zst"))
     }
 
-    fn maps_place(&self, (backup, number): (BackupId, u32)) -> PathBuf {
+    fn maps_place(&self, (backup, number): PartName) -> PathBuf {
         self.folder.join(format!("maps-{backup}-{number}"))
+    }
+
+    fn part_place(&self, (backup, number): PartName) -> PathBuf {
+        self.folder.join(format!("part-{backup}-{number}"))
     }
 
     /// Keeps the `number`th manifest of a backup.
@@ -63,7 +69,7 @@ impl Copies {
     }
 
     /// Keeps the maps of a part.
-    pub fn keep_maps(&self, part: (BackupId, u32), index: &PartIndex) -> Result<()> {
+    pub fn keep_maps(&self, part: PartName, index: &PartIndex) -> Result<()> {
         let maps = index.maps();
         self.write(&self.maps_place(part), |to| {
             to.write_all(seal::blake3(maps).as_bytes())?;
@@ -72,23 +78,49 @@ impl Copies {
     }
 
     /// The maps of a part, as they were kept. `None` where they are not there, or not whole.
-    pub(super) fn maps(&self, part: (BackupId, u32)) -> Option<PartIndex> {
+    pub(super) fn maps(&self, part: PartName) -> Option<PartIndex> {
         let bytes = fs::read(self.maps_place(part)).ok()?;
         let (hash, maps) = bytes.split_first_chunk::<32>()?;
         (seal::blake3(maps).as_bytes() == hash).then(|| PartIndex::of_maps(maps.to_vec()))
     }
 
+    /// Keeps what a part of a backup holds that no manifest tells of yet: the index at its end, but for the maps.
+    pub fn keep_part(&self, part: &Part, index: &[u8]) -> Result<()> {
+        let mut bytes = serde_json::to_vec(part).map_err(|e| Error::internal("write what a part holds").source(e))?;
+        bytes.push(b'\n');
+        bytes.extend_from_slice(index);
+        self.write(&self.part_place((part.backup, part.number)), |to| {
+            to.write_all(seal::blake3(&bytes).as_bytes())?;
+            to.write_all(&bytes)
+        })
+    }
+
+    /// A part of an attempt, if it is of the length that this host has written, and its files.
+    pub(super) fn part(&self, name: PartName, length: u64) -> Option<(Part, PartIndex)> {
+        let bytes = fs::read(self.part_place(name)).ok()?;
+        let (hash, bytes) = bytes.split_first_chunk::<32>()?;
+        let at = bytes.iter().position(|byte| *byte == b'\n')?;
+        let part: Part = serde_json::from_slice(&bytes[..at]).ok()?;
+        let (index, blake3) = PartIndex::from_bytes(&bytes[at + 1..]).ok()?;
+        let is_it = seal::blake3(bytes).as_bytes() == hash && part.length == length && part.blake3 == blake3;
+        is_it.then_some((part, index))
+    }
+
     /// Forgets everything but what the next backup compares with when this is the newest: its manifest, and the maps of
-    /// its parts. What killed backups have left goes, too.
-    pub fn tidy(&self, newest: Option<&BackupDocument>) {
+    /// its parts; and what there is of these attempts. What other killed backups have left goes, too.
+    pub fn tidy(&self, newest: Option<&BackupDocument>, attempts: &[BackupId]) {
+        let of_attempts: Vec<String> =
+            attempts.iter().flat_map(|id| [format!("maps-{id}-"), format!("part-{id}-")]).collect();
         let needed = newest.into_iter().flat_map(|backup| &backup.needed_parts);
         let parts = needed.flat_map(|of| of.parts.iter().map(|number| (of.backup, *number)));
         let mut wanted: HashSet<PathBuf> = parts.map(|part| self.maps_place(part)).collect();
         wanted.extend(newest.map(|backup| self.manifest_place(backup.id, backup.manifest)));
         let remove = || {
             for entry in fs::read_dir(&self.folder)? {
-                let path = entry?.path();
-                if !wanted.contains(&path) {
+                let entry = entry?;
+                let (name, path) = (entry.file_name(), entry.path());
+                let is_of = |start: &String| name.to_str().is_some_and(|name| name.starts_with(start));
+                if !wanted.contains(&path) && !of_attempts.iter().any(is_of) {
                     fs::remove_file(&path)?;
                 }
             }
@@ -182,14 +214,28 @@ mod tests {
         assert!(kept.files.is_empty());
         let mut newest = testing::backup(ID, seal::blake3(b""));
         newest.needed_parts = vec![NeededOf { backup, parts: vec![1, 3], bytes: 2 }];
-        copies.tidy(Some(&newest));
+        copies.tidy(Some(&newest), &[]);
         assert_eq!([1, 2, 3].map(|part| copies.maps((backup, part)).is_some()), [true, false, true]);
         let place = copies.maps_place((backup, 1));
         let mut bytes = fs::read(&place).unwrap();
         bytes[40] ^= 1;
         fs::write(&place, bytes).unwrap();
         assert!(copies.maps((backup, 1)).is_none());
-        copies.tidy(None);
+        let frames = seal::SeekTable::default();
+        let part = Part { backup, number: 4, length: 700, blake3: seal::blake3(b"part"), frames };
+        let files = index.files.clone();
+        let mut kept = PartIndex::default();
+        kept.files.clone_from(&files);
+        copies.keep_part(&part, &kept.into_bytes(part.blake3).unwrap()).unwrap();
+        copies.tidy(None, &[backup]);
+        assert_eq!(copies.part((backup, 4), 700).map(|(part, index)| (part, index.files)), Some((part, files)));
+        assert!(copies.part((backup, 4), 701).is_none() && copies.part((backup, 5), 700).is_none());
+        let place = copies.part_place((backup, 4));
+        let mut bytes = fs::read(&place).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&place, bytes).unwrap();
+        assert!(copies.part((backup, 4), 700).is_none());
+        copies.tidy(None, &[]);
         assert_eq!(fs::read_dir(&copies.folder).unwrap().count(), 0);
     }
 }

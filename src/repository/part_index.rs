@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     System,
     documents::BadPage,
+    join,
     manifest::{File, Layer, LayerKind, LayerMap, Part},
     names::BackupId,
 };
@@ -142,8 +143,15 @@ impl System {
         })
     }
 
-    /// A part of which only the length of its object is known, and its index. `None` where it has none.
+    /// A part of which only the length of its object is known, and its index. `None` where it has none. Without maps where
+    /// this host has kept what the part holds.
     pub async fn unlisted_part(&self, backup: BackupId, number: u32, length: u64) -> Result<Option<(Part, PartIndex)>> {
+        if let Some(copies) = self.copies.clone() {
+            let kept = join(tokio::task::spawn_blocking(move || copies.part((backup, number), length)).await)?;
+            if kept.is_some() {
+                return Ok(kept);
+            }
+        }
         let key = self.folder.part(backup, number)?;
         // Room for the table of a part of many small frames.
         let mut tail = length.min(TAIL);
