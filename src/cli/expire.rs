@@ -110,7 +110,9 @@ async fn carry_out(
     if !dry_run {
         let (clock, interrupt) = (context.clock.clone(), context.interrupt());
         done = keep::carry_out(&plan, &mirrors, clock, &context.random, &interrupt).await?;
-        if let Some(plans) = &compaction {
+        done.iter().for_each(|done| tell_done(done, context));
+        // What could not be removed is still condemned, and nothing that is gets copied.
+        if let Some(plans) = compaction.as_ref().filter(|_| !done.iter().any(Done::needs_person)) {
             compacted = plans.carry_out(&context.store().await?, context).await?;
         }
     }
@@ -120,7 +122,6 @@ async fn carry_out(
         let compaction = compaction.map(|plans| json!({ "plan": plans, "done": compacted }));
         out.document(&json!({ "plan": plan, "mirrors": names, "done": done, "compaction": compaction }));
     }
-    done.iter().for_each(|done| tell_done(done, context));
     compacted.iter().for_each(|done| compact::tell_done(done, context));
     Ok(match done.iter().any(Done::needs_person) {
         true => End::NeedsPerson,

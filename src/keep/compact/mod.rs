@@ -26,7 +26,7 @@ use self::{
 };
 use crate::{
     clock::{Clock, Random},
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     interrupt::Interrupt,
     pace::Throttle,
     progress::Progress,
@@ -88,10 +88,16 @@ pub struct Compacted {
 }
 
 /// Looks which parts are mostly dead, once these backups are gone. Reads the manifests of all others, and changes nothing.
+/// Refused where they are encrypted and cannot be opened here.
 pub async fn plan_compaction(system: &System, how: &Compacting, gone: &[BackupId]) -> Result<CompactionPlan> {
     let mut backups = system.backups().await?;
     backups.retain(|backup| !gone.contains(&backup.id));
-    let references = system.references(&backups).await?;
+    let references = system.references(&backups).await.map_err(|error| match error.kind() {
+        Kind::Refused => error
+            .context("compaction reads manifests and parts, which this host cannot open")
+            .hint("run walden compact on a host that holds the identity; walden expire needs none"),
+        _ => error,
+    })?;
     let (parts, later) = select::select(&references, how);
     Ok(CompactionPlan { system: system.folder.incarnation, parts, later })
 }
