@@ -12,7 +12,7 @@ use walden::{
         Key, Put, Store,
         check_then_put::CheckThenPut,
         dir::DirStore,
-        probe::{Probe, put_if_absent},
+        probe::{Probe, put_if_absent, replace_if_unchanged},
         read,
         retry::Patience,
         s3::{Encryption, Keys, S3Options, S3Store},
@@ -445,6 +445,7 @@ async fn the_probe_tells_who_honours_put_if_absent() {
     let random = Arc::new(Random::from_system());
     let directory = DirStore::create(folder.path().to_owned(), Arc::clone(&random)).unwrap();
     assert_eq!(put_if_absent(&directory, "a/", &random).await.unwrap(), Probe::Honoured);
+    assert_eq!(replace_if_unchanged(&directory, "a/", &random).await.unwrap(), Probe::Honoured);
 
     for (conditions, honoured) in
         [(Conditions::Honoured, true), (Conditions::Ignored, false), (Conditions::Racy, false)]
@@ -453,6 +454,9 @@ async fn the_probe_tells_who_honours_put_if_absent() {
         server.set_conditions(conditions);
         let found = put_if_absent(&*store, "a/", &random).await.unwrap();
         assert_eq!(found == Probe::Honoured, honoured, "{conditions:?}: {found:?}");
+        // Whoever replaces goes by another condition; nobody races for it there.
+        let found = replace_if_unchanged(&*store, "a/", &random).await.unwrap();
+        assert_eq!(found == Probe::Honoured, conditions != Conditions::Ignored, "{conditions:?}: {found:?}");
         assert_eq!(server.keys(), Vec::<String>::new());
     }
     let (server, store) = start().await;
@@ -472,6 +476,8 @@ async fn check_then_put_keeps_what_is_there() {
     assert_eq!(store.put(&key("a"), Bytes::from("second")).await.unwrap(), Put::Exists);
     assert_eq!(upload(&store, "a", &big).await.unwrap(), Put::Exists);
     assert_eq!(upload(&store, "b", &big).await.unwrap(), Put::Created);
+    let random = Random::from_system();
+    assert_eq!(replace_if_unchanged(&store, "", &random).await.unwrap(), Probe::Honoured);
     assert_eq!(&read(&store, &key("a"), 9).await.unwrap()[..], b"first");
     assert!(server.requests().iter().all(|r| !r.headers.contains_key("if-none-match")));
     no_uploads_remain(&server).await;

@@ -99,19 +99,19 @@ impl Change<'_> {
         if download.length != length || read[..begin.min(read.len())] != front[..begin] {
             return Ok(None);
         }
-        let mut upload = store.replace(key, &tag).await?;
-        upload.write(header.rewrapped(self.identities, self.recipients)?.into()).await?;
-        upload.write(read.slice(header.length()..)).await?;
+        let mut upload = store.replace(key, &tag).await.map_err(held)?;
+        upload.write(header.rewrapped(self.identities, self.recipients)?.into()).await.map_err(held)?;
+        upload.write(read.slice(header.length()..)).await.map_err(held)?;
         let mut proof = Proof { chunks: opened.all(), opened, pending: BytesMut::new() };
         proof.feed(&read[begin..])?;
         while let Some(bytes) = download.body.chunk().await? {
             let (throttle, count) = (self.throttle.clone(), bytes.len() as u64);
             join(tokio::task::spawn_blocking(move || throttle.pass(count)).await)?;
             proof.feed(&bytes)?;
-            upload.write(bytes).await?;
+            upload.write(bytes).await.map_err(held)?;
         }
         proof.end()?;
-        Ok(match upload.finish().await? {
+        Ok(match upload.finish().await.map_err(held)? {
             Put::Created => Some(Object::Rewrapped),
             Put::Exists => None,
         })
@@ -121,6 +121,14 @@ impl Change<'_> {
         let nonce = front[header.length()..].first_chunk();
         let nonce = nonce.ok_or_else(|| Error::internal("a header without its nonce"))?;
         Opened::new(header, self.identities, nonce, length)
+    }
+}
+
+/// What may be read and not be replaced is locked perhaps: that is no reason to leave the others as they are.
+fn held(error: Error) -> Error {
+    match error.kind() {
+        Kind::Denied => Error::refused(format!("the repository does not let it be replaced: {error}")),
+        _ => error,
     }
 }
 

@@ -1,5 +1,6 @@
-//! Proves that a store honours put-if-absent. Some gateways and older servers accept the condition and pass over
-//! it, and then two writers of one name destroy each other's object without a word.
+//! Proves that a store honours conditions. Some gateways and older servers accept put-if-absent and pass over it, and then
+//! two writers of one name destroy each other's object without a word; and so it is with what is to be replaced only as it
+//! was seen.
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -68,6 +69,34 @@ async fn try_everything(store: &dyn Store, folder: &str, used: &mut Vec<Key>) ->
         }
     }
     Ok(None)
+}
+
+/// Writes an object `<prefix>probe/<random>/replaced`, replaces it as it was seen and as it was not, and deletes it. The store
+/// is one of objects as they are stored, or has such a one beneath. An error means that nothing was found out.
+pub async fn replace_if_unchanged(store: &dyn Store, prefix: &str, random: &Random) -> Result<Probe> {
+    let stored = store.as_stored();
+    let store = stored.as_deref().unwrap_or(store);
+    let key = Key::new(format!("{prefix}probe/{}/replaced", random.name()))?;
+    let found = try_to_replace(store, &key).await;
+    store.delete(&key).await?;
+    Ok(found?.map_or(Probe::Honoured, Probe::NotHonoured))
+}
+
+async fn try_to_replace(store: &dyn Store, key: &Key) -> Result<Option<String>> {
+    store.put(key, Bytes::from_static(b"what is seen")).await?;
+    let seen = store.tag(key).await?;
+    for (text, wanted) in [("what comes next", Put::Created), ("what comes too late", Put::Exists)] {
+        let mut upload = store.replace(key, &seen).await?;
+        upload.write(Bytes::from_static(text.as_bytes())).await?;
+        if upload.finish().await? != wanted {
+            return Ok(Some(match wanted {
+                Put::Created => "an object that had not changed was not replaced".to_owned(),
+                Put::Exists => "an object that had changed was replaced".to_owned(),
+            }));
+        }
+    }
+    let kept = read(store, key, u64::MAX).await? == "what comes next";
+    Ok((!kept).then(|| "a replacement that was refused took place".to_owned()))
 }
 
 async fn upload(store: &dyn Store, key: &Key) -> Result<Put> {

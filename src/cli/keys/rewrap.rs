@@ -14,7 +14,10 @@ use crate::{
     pace::Throttle,
     repository,
     seal::age::Identities,
-    store::Store,
+    store::{
+        Store,
+        probe::{self, Probe},
+    },
 };
 
 /// The arguments.
@@ -57,6 +60,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     }
     let mut all = Vec::new();
     for (name, store) in stores {
+        prove_replacing(&store, context).await.map_err(|e| e.context(format_args!("repository {name}")))?;
         let done = rewrapping.all(&store).await;
         progress.finish();
         let done = done.map_err(|e| e.context(format_args!("repository {name}")))?;
@@ -72,10 +76,17 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     match all.iter().any(|(.., done)| done.damaged) {
         _ if problems == 0 => Ok(End::Done),
         true => Ok(End::DamageFound),
-        false => {
-            Err(Error::refused(format!("{problems} objects are as they were: {} does not open them", file.display()))
-                .hint("name a file with the identity that they are encrypted to: --identity FILE"))
-        }
+        false => Err(Error::refused(format!("{problems} objects are as they were, each for its reason"))
+            .hint("of those that cannot be opened, name a file with their identity: --identity FILE; the next run goes on with those that are locked now")),
+    }
+}
+
+/// That an object takes the place of another only while that is the one that was read.
+async fn prove_replacing(store: &Arc<dyn Store>, context: &Context) -> Result<()> {
+    match probe::replace_if_unchanged(&**store, "", &context.random).await? {
+        Probe::Honoured => Ok(()),
+        Probe::NotHonoured(how) => Err(Error::refused(format!("{} does not honour If-Match: {how}; nothing was changed", store.url()))
+            .hint("use conditional_writes = \"check-then-put\" under [repository], which looks before it replaces, and let nothing else rewrap or expire meanwhile")),
     }
 }
 

@@ -97,10 +97,10 @@ impl SeaweedFs {
         }
     }
 
-    /// The same server's bucket that has object lock, with a writer's rights. Only of a server that was [started](Self::start) by the test.
+    /// The same for the server's bucket that has object lock.
     #[must_use]
-    pub fn locked(&self) -> Self {
-        Self { bucket: LOCKED.to_owned(), ..self.seen_by("locker") }
+    pub fn locked_seen_by(&self, role: &str) -> Self {
+        Self { bucket: LOCKED.to_owned(), ..self.seen_by(&format!("locked-{role}")) }
     }
 
     /// The server that the environment names, or else one that is started now and ends when this is dropped. `None`,
@@ -203,11 +203,12 @@ fn try_start(weed: &Path, folder: &TempDir) -> Option<Started> {
     let actions = r#"["Read","Write","List","Tagging"]"#;
     let keys = format!(r#"{{"accessKey":"{ACCESS_KEY}","secretKey":"{SECRET_KEY}"}}"#);
     let with_policy = |name: &str| identity(name, &format!(r#""policyNames":["{name}"]"#));
-    let roles = ROLES.map(|(role, _)| with_policy(role)).join(",");
-    let policies = ROLES.map(|(role, policy)| policy_of(role, policy, "walden-test")).join(",");
-    let (locker, locks) = (with_policy("locker"), policy_of("locker", ROLES[0].1, LOCKED));
+    let locked = |role: &str| format!("locked-{role}");
+    let roles = ROLES.map(|(role, _)| [with_policy(role), with_policy(&locked(role))].join(",")).join(",");
+    let both = |(role, policy)| [policy_of(role, policy, "walden-test"), policy_of(&locked(role), policy, LOCKED)];
+    let policies = ROLES.map(|role| both(role).join(",")).join(",");
     let identities = format!(
-        r#"{{"identities":[{{"name":"test","credentials":[{keys}],"actions":{actions}}},{locker},{roles}],"policies":[{locks},{policies}]}}"#
+        r#"{{"identities":[{{"name":"test","credentials":[{keys}],"actions":{actions}}},{roles}],"policies":[{policies}]}}"#
     );
     fs::write(at("identities.json"), identities).expect("a file in our own folder");
     let tls = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/s3/tls"));
