@@ -2,115 +2,20 @@
 //! holds the identity, reads what it stored; and whoever held an old identity reads nothing more once all is rewrapped.
 #![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 
+mod archiving;
+mod backups;
+mod keeping;
+mod scene;
+mod streaming;
+
 use std::{
     fs,
-    path::{Path, PathBuf},
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
-use walden_testkit::{
-    postgres::{Cluster, Installation, any},
-    protected::{Place, Protected},
-    run::{Ran, run},
-    s3::S3Server,
-};
-
-/// A name that nobody may find in the repository.
-const SECRET: &str = "acme_orders";
-
-/// A host without an identity, and where its identity is kept.
-struct Keyless {
-    p: Protected,
-    identity: PathBuf,
-}
-
-impl Keyless {
-    fn new(installation: &Installation, place: Place<'_>) -> Self {
-        let p = Protected::new(installation, place, |b| b.setting("autovacuum", "off"));
-        let text = fs::read_to_string(&p.config).unwrap();
-        let state = p.scene.path().join("state");
-        let text = format!("# the shop\n{text}\n[archive] # ours\nstate_dir = \"{}\"\n", state.display());
-        p.scene.write("walden.toml", &text);
-        let identity = p.scene.folder("safe").join("identity");
-        let output = format!("--output={}", identity.display());
-        let recipient = p.walden(["-q", "keys", "generate", &output]).ok().to_owned();
-        assert!(p.walden(["keys", "generate", &output]).expect_code(4).stderr.contains("never overwritten"));
-        p.walden(["keys", "add", &recipient]).expect_code(0);
-        let edited = fs::read_to_string(&p.config).unwrap();
-        assert_eq!(edited, format!("{text}\n[encryption]\nrecipients = [\"{recipient}\"]\n"));
-        Self { p, identity }
-    }
-
-    /// The configuration of a host that holds that identity, and nothing of what the other one remembers.
-    fn host_with(&self, identity: &Path) -> PathBuf {
-        let text = fs::read_to_string(&self.p.config).unwrap();
-        let (start, _) = text.split_once("\n[archive]").unwrap();
-        let (_, encryption) = text.split_once("\n[encryption]\n").unwrap();
-        let identity = format!("identity_file = \"{}\"", identity.display());
-        self.p.scene.write("elsewhere.toml", format!("{start}\n[encryption]\n{identity}\n{encryption}"))
-    }
-
-    fn json(&self, arguments: &[&str]) -> Value {
-        serde_json::from_str(self.p.walden([&["--json"], arguments].concat()).ok()).unwrap()
-    }
-
-    fn backup(&self, label: &str) -> Backup {
-        let ran = self.p.walden(["--json", "backup", "--label", label]);
-        let document: Value = serde_json::from_str(ran.ok()).unwrap();
-        let (id, stored) = (document["id"].as_str().unwrap().to_owned(), document["stored"].as_u64().unwrap());
-        Backup { id, stored, said: ran.stderr }
-    }
-
-    /// Restores with that identity, starts, and counts rows.
-    fn rows_by(&self, identity: &Path, name: &str) -> String {
-        let (config, pgdata) = (self.host_with(identity), self.p.scene.path().join(name));
-        let sockets = self.p.scene.folder(&format!("{name}-sockets"));
-        let sockets = format!("--set=unix_socket_directories={}", sockets.display());
-        let arguments = ["restore", "--to=latest", "--yes", "--start", "--set=listen_addresses=", &sockets, "--pgdata"];
-        run(self.p.elsewhere(&config, arguments).arg(&pgdata)).expect_code(0);
-        let copy = Cluster::attach(&pgdata, self.p.cluster.installation());
-        copy.psql(&format!("select count(*) from {SECRET}"))
-    }
-
-    fn restore(&self, config: &Path) -> Ran {
-        let pgdata = self.p.scene.path().join("not-restored");
-        let ran = run(self.p.elsewhere(config, ["restore", "--to=latest", "--yes", "--pgdata"]).arg(&pgdata));
-        assert!(!pgdata.join("PG_VERSION").exists());
-        ran
-    }
-
-    /// How many objects are for how many recipients.
-    fn sealed_to(&self) -> Vec<(usize, u64)> {
-        let listed = self.json(&["keys", "list", "--objects"]);
-        let all = listed["objects"]["encrypted"].as_array().unwrap();
-        all.iter().map(|of| (of["to"].as_array().unwrap().len(), of["objects"].as_u64().unwrap())).collect()
-    }
-}
-
-struct Backup {
-    id: String,
-    stored: u64,
-    said: String,
-}
-
-/// All bytes below a folder.
-fn bytes_below(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => found.extend(bytes_below(&path)),
-            false => found.push((path.clone(), fs::read(&path).unwrap())),
-        }
-    }
-    found
-}
-
-fn holds(bytes: &[u8], text: &str) -> bool {
-    bytes.windows(text.len()).any(|window| window == text.as_bytes())
-}
+use scene::{Keyless, SECRET, bytes_below, holds};
+use walden_testkit::{postgres::any, protected::Place, run::run, s3::S3Server};
 
 #[test]
 fn a_host_without_identity_backs_up_and_another_restores_in_a_directory() {
