@@ -152,7 +152,8 @@ async fn import(args: &Import, context: &Context) -> Result<End> {
     } else {
         let config =
             if target == Target::system()? { String::new() } else { format!(" --config {}", target.path().display()) };
-        out.remark(format_args!("next:  walden{config} restore --to latest --pgdata DIR --start"));
+        let cluster = if manifest.clusters.len() > 1 { " --cluster NAME" } else { "" };
+        out.remark(format_args!("next:  walden{config}{cluster} restore --to latest --pgdata DIR --start"));
     }
     Ok(End::Done)
 }

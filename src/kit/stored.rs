@@ -72,19 +72,10 @@ fn newest<'a>(store: &dyn Store, stored: &[&'a ToldKit]) -> Result<&'a ToldKit> 
 
 /// Why no kit is stored there, as far as it can be told.
 pub async fn none(store: &dyn Store, told: &ToldKits, cluster: Option<&ClusterName>) -> Error {
-    let url = store.url();
-    if let Err(error) = repository::open(store).await {
-        return match error.kind() {
-            Kind::Invalid => {
-                let there = elsewhere(store).await;
-                error.hint(there.map_or_else(
-                    || format!("the address is that of the folder with {REPOSITORY}, such as s3://bucket/prefix"),
-                    |place| format!("there is one at {place}"),
-                ))
-            }
-            _ => error,
-        };
+    if let Some(error) = no_repository(store).await {
+        return error;
     }
+    let url = store.url();
     let of = cluster.map(|cluster| format!(" of cluster {cluster}")).unwrap_or_default();
     let error = Error::not_found(format!("no recovery kit{of} is stored in {url}"));
     let known = repository::clusters(store).await.unwrap_or_default();
@@ -102,6 +93,18 @@ pub async fn none(store: &dyn Store, told: &ToldKits, cluster: Option<&ClusterNa
             "walden kit export --to-repository stores one; how to recover without a kit is said in docs/RUNBOOK.md",
         ),
     }
+}
+
+/// What is wrong with a place that is no repository, and where the repository probably is.
+pub async fn no_repository(store: &dyn Store) -> Option<Error> {
+    let error = repository::open(store).await.err()?;
+    if error.kind() != Kind::Invalid {
+        return Some(error);
+    }
+    Some(error.hint(match elsewhere(store).await {
+        Some(place) => format!("there is one at {place}"),
+        None => format!("the address is that of the folder with {REPOSITORY}, such as s3://bucket/prefix"),
+    }))
 }
 
 /// Folders of a place that are looked into for a repository.

@@ -187,7 +187,7 @@ impl System {
             // The note comes last: it makes the kit exist.
             let put = self.store.put(&notes::key(&folder, number)?, documents::to_bytes(&note)?.into()).await?;
             if put == Put::Created {
-                return Ok((number, self.clear_kits(&folder, keep).await?));
+                return Ok((number, self.clear_kits(keep).await?));
             }
         }
         Err(Error::unavailable(format!("the kits in {folder} change faster than one can be added")))
@@ -201,13 +201,14 @@ impl System {
 
     /// Keeps so many stored kits, and as many notes of others; and of both the newest with an identity, which those that
     /// are made night after night do not have. The note of a kit goes before its object.
-    async fn clear_kits(&self, folder: &str, keep: usize) -> Result<Cleared> {
+    pub async fn clear_kits(&self, keep: usize) -> Result<Cleared> {
+        let folder = self.folder.notes(KITS);
         let kits = self.kits().await?;
         let of = |stored: bool| kits.iter().filter(move |(_, note)| note.object.is_some() == stored);
         let stays = |stored| of(stored).take(keep).chain(of(stored).find(|(_, note)| note.identity));
         let kept: Vec<u32> = stays(true).chain(stays(false)).map(|(number, _)| *number).collect();
         let newest = kept.iter().max().copied().unwrap_or(0);
-        let mut objects = store::list_all(&*self.store, folder).await?;
+        let mut objects = store::list_all(&*self.store, &folder).await?;
         objects.sort_by_key(|object| !object.key.as_str().ends_with(".json"));
         let mut cleared = Cleared::default();
         for object in objects {

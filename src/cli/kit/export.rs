@@ -13,7 +13,8 @@ use crate::{
     config::Config,
     error::{Error, Result},
     kit::{self, Gathered, Lock, Locked, Manifest, Purpose, Wish, envelope, page::Sheet, stored},
-    repository::{Cleared, FORMAT, KitLock, KitNote, System},
+    mirror,
+    repository::{self, Cleared, FORMAT, KitLock, KitNote, System},
     seal::sha256,
 };
 
@@ -188,5 +189,22 @@ async fn add(kit: Option<Vec<u8>>, note: KitNote, config: &Config, context: &Con
         Error::invalid(format!("cluster {} is not in {} yet", cluster.name, store.url()))
             .hint("begin with: walden init")
     })?;
-    system.add_kit(note, kit.map(Into::into), config.kit.keep).await
+    let is_stored = kit.is_some();
+    let (number, mut cleared) = system.add_kit(note, kit.map(Into::into), config.kit.keep).await?;
+    if is_stored && let Err(error) = clear_mirrors(&system, config, context).await {
+        cleared.refused = cleared.refused.or_else(|| Some(error.to_string()));
+    }
+    Ok((number, cleared))
+}
+
+/// What is copied to the other repositories goes from there by the same rule.
+async fn clear_mirrors(system: &System, config: &Config, context: &Context) -> Result<()> {
+    let first = repository::open(&*system.store).await?;
+    for mirror in mirror::configured(config, &context.random) {
+        let there = System { store: mirror.open(&first).await?.store.clone(), ..system.clone() };
+        if let Some(why) = there.clear_kits(config.kit.keep).await?.refused {
+            return Err(Error::refused(why).context(format_args!("repository {}", mirror.name)));
+        }
+    }
+    Ok(())
 }

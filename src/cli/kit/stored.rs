@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::{
     cli::{Align, Context, Paint, Table, exit::End},
     config::{self, Config, Override},
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     human,
     kit::{self, stored},
     report::plain,
@@ -65,7 +65,10 @@ impl Place {
             None if self.from.is_some() => None,
             None => context.cluster().ok().map(|cluster| cluster.name),
         };
-        let told = repository::kits(&*store, cluster.as_ref()).await.map_err(|e| self.told(e))?;
+        let told = match repository::kits(&*store, cluster.as_ref()).await {
+            Ok(told) => told,
+            Err(error) => return Err(self.told(stored::no_repository(&*store).await.unwrap_or(error))),
+        };
         let out = &context.output;
         for (key, error) in &told.unreadable {
             let note = out.paint(Paint::Warning, "warning:");
@@ -75,7 +78,11 @@ impl Place {
     }
 
     async fn open(&self, context: &Context) -> Result<Arc<dyn Store>> {
-        let Some(url) = &self.from else { return context.reading().await };
+        let Some(url) = &self.from else {
+            let unnamed = |e: Error| e.hint("name it by its address: --from s3://bucket/prefix; or configure it");
+            context.config()?.repository().map_err(unnamed)?;
+            return context.reading().await;
+        };
         if context.global.repository.is_some() {
             return Err(Error::invalid("--from and --repository both say where the repository is")
                 .hint("leave one of them out"));
@@ -147,7 +154,7 @@ pub async fn list(args: &List, context: &Context) -> Result<End> {
     }
     if here.is_empty() {
         let none = args.place.told(stored::none(&*store, &told, cluster.as_ref()).await);
-        if none.kind() != crate::error::Kind::NotFound {
+        if none.kind() != Kind::NotFound {
             return Err(none);
         }
         out.line(&none);
