@@ -15,7 +15,10 @@ use super::{
     path::{self, Segments, Way},
     policy::{Policy, Reason},
 };
-use crate::{postgres::TimelineId, repository::BackupId};
+use crate::{
+    postgres::TimelineId,
+    repository::{BackupId, BackupObject},
+};
 
 /// What stays of one system.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -89,6 +92,16 @@ fn always(found: &Inventory, chosen: &mut Chosen, policy: &Policy, since: DateTi
     }
 }
 
+/// The backups on which it rests that others go: those that timelines go on from, and the newest. None where none goes.
+#[must_use]
+pub fn relied_on(found: &Inventory, chosen: &Chosen) -> BTreeSet<BackupId> {
+    if found.backups.iter().all(|backup| chosen.kept.contains_key(&backup.id)) {
+        return BTreeSet::new();
+    }
+    let newest = chosen.kept.keys().rev().find(|id| chosen.sound.contains(id));
+    chosen.living.values().flatten().chain(newest).copied().collect()
+}
+
 /// The newest sound backup of the cluster stays whatever else is said, and where none is sound the newest.
 fn newest(found: &[Inventory], chosen: &mut [Chosen]) {
     let ids = |at: usize| found[at].backups.iter().map(move |backup| (backup.id, at));
@@ -102,7 +115,7 @@ fn newest(found: &[Inventory], chosen: &mut [Chosen]) {
     }
 }
 
-/// The backups whose own WAL and parts are there, and which have no damaged pages.
+/// The backups whose own WAL, parts and manifest are there, and which are not known to be damaged.
 fn sound(found: &Inventory) -> BTreeSet<BackupId> {
     let there = path::there(found);
     found.backups.iter().filter(|backup| is_sound(found, backup, &there)).map(|backup| backup.id).collect()
@@ -117,7 +130,13 @@ fn is_sound(found: &Inventory, backup: &Backup, there: &Segments) -> bool {
         // In order, so that they can be looked up.
         backup.parts.iter().all(|part| folder.parts.binary_search(part).is_ok())
     };
-    !backup.bad && found.lines.values().any(reaches) && found.folders.get(&backup.id).is_some_and(parts)
+    let manifest = |folder: &super::inventory::Folder| {
+        folder.objects.iter().any(|(object, _)| *object == BackupObject::Manifest(backup.numbers.0))
+    };
+    let is_whole = |folder: &super::inventory::Folder| manifest(folder) && parts(folder);
+    // Where its manifest was read, it can be read.
+    let is_known = !matches!(found.needed.get(&backup.id), Some(Err(_)));
+    !backup.bad && is_known && found.lines.values().any(reaches) && found.folders.get(&backup.id).is_some_and(is_whole)
 }
 
 fn living(found: &[Inventory], chosen: &[Chosen], at: usize, since: DateTime<Utc>) -> Vec<TimelineId> {

@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, sync::Arc};
 use chrono::{DateTime, Utc};
 
 use super::{
-    choose::{Chosen, choose},
-    expire::{ExpiryPlan, finish_plan, gather_all},
+    choose::Chosen,
+    expire::{ExpiryPlan, choose_proven, finish_plan, gather_all},
     inventory::{Backup, Inventory},
     path::{self, Way},
     policy::{Policy, Reason},
@@ -29,7 +29,8 @@ pub async fn plan_deletion(
     now: DateTime<Utc>,
     force: bool,
 ) -> Result<ExpiryPlan> {
-    let gathered = gather_all(store, cluster, now).await?;
+    let mut gathered = gather_all(store, cluster, now).await?;
+    let chosen = choose_proven(&mut gathered, policy, now).await?;
     let found = &gathered.found;
     let having: Vec<usize> =
         (0..found.len()).filter(|at| found[*at].backups.iter().any(|backup| backup.id == id)).collect();
@@ -40,7 +41,6 @@ pub async fn plan_deletion(
             _ => Error::refused(format!("several systems of cluster {cluster} have a backup {id}")),
         });
     };
-    let chosen = choose(found, policy, now);
     refuse(found, &chosen, at, id)?;
     let lost = lost(&found[at], &chosen[at], id);
     if !lost.is_empty() && !force {

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::{
-    choose::{Chosen, choose},
+    choose::{Chosen, choose, relied_on},
     execute::{self, Done},
     gather,
     inventory::Inventory,
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, Random},
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     interrupt::Interrupt,
     mirror::Mirror,
     repository::{self, BackupDocument, BackupId, ClusterName, System, lease::Lease},
@@ -78,9 +78,28 @@ pub async fn plan_expiry(
     policy: &Policy,
     now: DateTime<Utc>,
 ) -> Result<ExpiryPlan> {
-    let gathered = gather_all(store, cluster, now).await?;
-    let chosen = choose(&gathered.found, policy, now);
+    let mut gathered = gather_all(store, cluster, now).await?;
+    let chosen = choose_proven(&mut gathered, policy, now).await?;
     finish_plan(gathered, &chosen, cluster, policy, now, None).await
+}
+
+/// Chooses which backups stay, and proves the manifests of those on which it rests that others go: without a damaged one
+/// it is chosen again.
+pub async fn choose_proven(gathered: &mut Gathered, policy: &Policy, now: DateTime<Utc>) -> Result<Vec<Chosen>> {
+    loop {
+        let chosen = choose(&gathered.found, policy, now);
+        let mut is_proven = true;
+        for (at, system) in gathered.opened.iter().enumerate() {
+            let found = &mut gathered.found[at];
+            let mut wanted = relied_on(found, &chosen[at]);
+            wanted.retain(|id| !found.needed.contains_key(id));
+            gather::manifests(system, found, &gathered.documents[at], &wanted).await?;
+            is_proven &= wanted.iter().all(|id| matches!(found.needed.get(id), Some(Ok(_))));
+        }
+        if is_proven {
+            return Ok(chosen);
+        }
+    }
 }
 
 /// Makes the plan once it is known which backups stay: of all systems, or of the one alone.
@@ -149,12 +168,19 @@ pub async fn carry_out(
     Ok(all)
 }
 
-/// The system that has a backup of that id; refused where several have.
+/// The system that has a backup of that id; refused where several have. One whose document is damaged counts, and other
+/// backups are not read.
 pub async fn system_of(store: &Arc<dyn Store>, cluster: &ClusterName, id: BackupId) -> Result<System> {
     let mut having = Vec::new();
     for system in System::all(store, cluster).await? {
-        if system.backups().await?.iter().any(|backup| backup.id == id) {
-            having.push(system);
+        match system.backup_exists(id).await {
+            Ok(true) => having.push(system),
+            Ok(false) => {}
+            Err(error) if error.kind() == Kind::Damaged => {
+                tracing::warn!("{error}");
+                having.push(system);
+            }
+            Err(error) => return Err(error),
         }
     }
     match having.len() {

@@ -40,8 +40,16 @@ pub async fn gather(system: &System, now: DateTime<Utc>) -> Result<(Inventory, V
     let mut folders = folders(system).await?;
     let documents = documents(system, &mut folders, &mut doubts).await?;
     let attempts = attempts(system, &folders, &condemned.1.backups, &mut doubts).await?;
-    let backups: Vec<Backup> =
-        documents.iter().map(Backup::of).filter(|backup| !condemned.1.backups.contains(&backup.id)).collect();
+    let damaged = system.damage_note().await?.1;
+    let is_damaged = |id: &BackupId| damaged.objects.iter().any(|object| object.backups.contains(id));
+    let backups: Vec<Backup> = documents
+        .iter()
+        .map(|document| Backup {
+            bad: is_damaged(&document.id) || !document.bad_pages.is_empty(),
+            ..Backup::of(document)
+        })
+        .filter(|backup| !condemned.1.backups.contains(&backup.id))
+        .collect();
     let mut found = Inventory {
         incarnation: system.folder.incarnation,
         first_seen: system.document.first_seen,
@@ -62,7 +70,7 @@ pub async fn gather(system: &System, now: DateTime<Utc>) -> Result<(Inventory, V
     Ok((found, documents))
 }
 
-/// Reads the manifests of these backups, and says which parts they need.
+/// Reads those manifests of these backups that were not read yet, and says which parts they need.
 pub async fn manifests(
     system: &System,
     found: &mut Inventory,
@@ -79,7 +87,8 @@ pub async fn manifests(
             Ok::<_, Error>((document.id, needed))
         }
     };
-    let wanted = documents.iter().filter(|document| wanted.contains(&document.id));
+    let is_wanted = |id: &BackupId| wanted.contains(id) && !found.needed.contains_key(id);
+    let wanted = documents.iter().filter(|document| is_wanted(&document.id));
     let read: Vec<_> = stream::iter(wanted.map(read)).buffered(MANIFESTS).try_collect().await?;
     found.needed.extend(read);
     Ok(())

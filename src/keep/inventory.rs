@@ -60,7 +60,7 @@ pub struct Backup {
     pub started: DateTime<Utc>,
     /// When it was complete.
     pub stopped: DateTime<Utc>,
-    /// Whether pages of it were damaged.
+    /// Whether pages of it were damaged, or a verification has found damage that it costs.
     pub bad: bool,
     /// Older ones whose parts it needs.
     pub references: Vec<BackupId>,

@@ -181,12 +181,13 @@ impl Model {
             (*timeline, line)
         };
         let folder = |(id, parts): (&BackupId, &BTreeSet<u32>)| {
-            let object = match self.attempts.contains_key(id) {
-                true => Some(BackupObject::Intent(1)),
-                false if self.given_up.contains(id) => Some(BackupObject::Document(1)),
-                false => self.backups.contains_key(id).then_some(BackupObject::Document(1)),
+            let objects: &[BackupObject] = match self.attempts.contains_key(id) {
+                true => &[BackupObject::Intent(1)],
+                false if self.given_up.contains(id) => &[BackupObject::Document(1)],
+                false if self.backups.contains_key(id) => &[BackupObject::Document(1), BackupObject::Manifest(1)],
+                false => &[],
             };
-            let objects = object.into_iter().map(|object| (object, 1)).collect();
+            let objects = objects.iter().map(|object| (*object, 1)).collect();
             let parts = parts.iter().map(|number| (*number, 100)).collect();
             (*id, Folder { objects, parts, given_up: self.given_up.contains(id), strangers: 0 })
         };
