@@ -3,14 +3,14 @@
 mod recipients;
 mod rewrap;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
 use super::{Context, Paint, exit::End};
 use crate::{
     error::{Error, Result},
-    keys,
+    keys::{self, Rotation},
 };
 
 /// The arguments.
@@ -90,20 +90,13 @@ fn generate(output: &PathBuf, context: &Context) -> Result<End> {
 
 fn rotate(replaced: Option<&str>, output: &PathBuf, context: &Context) -> Result<End> {
     let edit = recipients::Edit::begin(context)?;
-    let old = match (replaced, edit.recipients.as_slice()) {
-        (Some(old), all) if all.iter().any(|known| known == old) => old.to_owned(),
-        (Some(old), _) => return Err(recipients::stranger(old, &edit.recipients)),
-        (None, [one]) => one.clone(),
-        (None, []) => {
-            return Err(Error::invalid("nothing is encrypted: there is no recipient to take the place of")
-                .hint("begin with: walden keys generate, then walden keys add RECIPIENT"));
+    let Rotation { recipient, replaced: old } = match begun(replaced, output, &edit.recipients)? {
+        Some(begun) => {
+            context.output.remark(format_args!("{}: the rotation that was interrupted goes on", output.display()));
+            begun
         }
-        (None, all) => {
-            return Err(Error::invalid("there are several recipients")
-                .hint(format!("choose which one goes with --replace: {}", all.join(", "))));
-        }
+        None => Rotation::begin(output, &to_replace(replaced, &edit.recipients)?, context.clock.now())?,
     };
-    let recipient = keys::write_new(output, context.clock.now())?;
     let new =
         edit.recipients.iter().map(|known| if *known == old { recipient.clone() } else { known.clone() }).collect();
     let file = edit.finish(new, context)?;
@@ -125,8 +118,43 @@ fn rotate(replaced: Option<&str>, output: &PathBuf, context: &Context) -> Result
     Ok(End::Done)
 }
 
+/// The rotation that this very command began, and that was interrupted before walden.toml named the new recipient.
+fn begun(replaced: Option<&str>, output: &Path, recipients: &[String]) -> Result<Option<Rotation>> {
+    let is_one = |recipient: &str| recipients.iter().any(|known| known == recipient);
+    Ok(match Rotation::begun(output)? {
+        Some(begun) if is_one(&begun.recipient) && !is_one(&begun.replaced) => {
+            return Err(Error::refused(format!(
+                "that rotation is done: {} holds the identity that took the place of {}",
+                output.display(),
+                begun.replaced
+            ))
+            .hint("for another one name another file with --output"));
+        }
+        begun => begun.filter(|begun| {
+            is_one(&begun.replaced) && !is_one(&begun.recipient) && replaced.is_none_or(|old| old == begun.replaced)
+        }),
+    })
+}
+
+/// The recipient whose place is taken.
+fn to_replace(replaced: Option<&str>, recipients: &[String]) -> Result<String> {
+    Ok(match (replaced, recipients) {
+        (Some(old), all) if all.iter().any(|known| known == old) => old.to_owned(),
+        (Some(old), _) => return Err(recipients::stranger(old, recipients)),
+        (None, [one]) => one.clone(),
+        (None, []) => {
+            return Err(Error::invalid("nothing is encrypted: there is no recipient to take the place of")
+                .hint("begin with: walden keys generate, then walden keys add RECIPIENT"));
+        }
+        (None, all) => {
+            return Err(Error::invalid("there are several recipients")
+                .hint(format!("choose which one goes with --replace: {}", all.join(", "))));
+        }
+    })
+}
+
 /// What a new identity is worth, and where it belongs.
-fn tell_where_to_keep(output: &std::path::Path, context: &Context) {
+fn tell_where_to_keep(output: &Path, context: &Context) {
     let out = &context.output;
     out.remark(format_args!(
         "{} holds the identity: without it nothing that is encrypted to it can ever be read. Keep it in two places, \

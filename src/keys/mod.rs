@@ -4,5 +4,5 @@ mod identity;
 mod rewrap;
 mod walk;
 
-pub use identity::write_new;
+pub use identity::{Rotation, write_new};
 pub use walk::{Rewrapped, Rewrapping, SealedTo, Survey, survey};
