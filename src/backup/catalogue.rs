@@ -6,6 +6,7 @@ use crate::{
     error::Result,
     postgres::{Conninfo, sql::Session},
     repository::{BackupId, CatalogueEntry, CatalogueWriter, Environment, System},
+    seal::Blake3,
 };
 
 /// What came of it.
@@ -13,6 +14,8 @@ use crate::{
 pub struct Taken {
     /// The catalogue's number, if there is one.
     pub number: Option<u32>,
+    /// BLAKE3 of its content.
+    pub blake3: Option<Blake3>,
     /// The length of the object in bytes.
     pub length: u64,
     /// What it could not tell, in words.
@@ -31,11 +34,13 @@ pub async fn take(
 ) -> Taken {
     let (mut missing, mut learning) = (Vec::new(), Learning::new());
     match write(system, conninfo, backup, (taken, level), &mut missing, &mut learning).await {
-        Ok(length) => Taken { number: Some(1), length, missing, environment: learning.done() },
+        Ok((blake3, length)) => {
+            Taken { number: Some(1), blake3: Some(blake3), length, missing, environment: learning.done() }
+        }
         Err(error) => {
             missing.push(format!("the backup has no catalogue of names, so that walden find shows numbers: {error}"));
             learning.refused(None, &error);
-            Taken { number: None, length: 0, missing, environment: learning.done() }
+            Taken { missing, environment: learning.done(), ..Taken::default() }
         }
     }
 }
@@ -47,7 +52,7 @@ async fn write(
     (taken, level): (chrono::DateTime<chrono::Utc>, i32),
     missing: &mut Vec<String>,
     learning: &mut Learning,
-) -> Result<u64> {
+) -> Result<(Blake3, u64)> {
     let mut catalogue = CatalogueWriter::new(backup, taken, level)?;
     let session = Session::open(conninfo).await?;
     let (databases, tablespaces) = (session.databases().await?, session.tablespaces().await?);

@@ -151,6 +151,7 @@ pub async fn finish(
         manifest: 1,
         manifest_blake3,
         catalogue: catalogue.number,
+        catalogue_blake3: catalogue.blake3,
         about: None,
         extra: extra.object,
         extra_left_out: extra.left_out,

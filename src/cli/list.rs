@@ -148,11 +148,11 @@ fn document((timelines, backups, pins, stock): &Found) -> serde_json::Value {
         document["until"] = json!(mark.and_then(|m| m.until));
         document["pinned"] = json!(pins.contains(&backup.id));
         document["broken"] = json!(mark.and_then(|m| m.broken.as_ref()));
-        if let Some(Stock { references, .. }) = stock {
+        if let Some(stock @ Stock { references, .. }) = stock {
             let needed = references
                 .needed(backup.id)
                 .map(|(of, needed)| json!({ "backup": of, "parts": needed.parts, "bytes": needed.bytes }));
-            document["freed_without"] = json!(references.freed_without(backup));
+            document["freed_without"] = json!(freed(stock, backup));
             document["needs"] = needed.collect();
         }
         document
@@ -171,14 +171,22 @@ fn document((timelines, backups, pins, stock): &Found) -> serde_json::Value {
     });
     if let Some(stock) = stock {
         system["parts"] = json!(stock.references.total());
-        system["unneeded"] = json!(stock.unneeded);
+        // While it is not known what some backup needs, nothing can be called unneeded.
+        system["unneeded"] = if stock.unknown.is_empty() { json!(stock.unneeded) } else { serde_json::Value::Null };
+        let unknown = stock.unknown.iter().map(|(id, why)| json!({ "backup": id, "why": why }));
+        system["unknown_needs"] = unknown.collect();
     }
     system
 }
 
+/// The bytes that would come free without a backup; unknown where another may need them of which that is not known.
+fn freed(stock: &Stock, backup: &BackupDocument) -> Option<u64> {
+    stock.unknown.is_empty().then(|| stock.references.freed_without(backup))
+}
+
 /// What each backup costs, and what no backup needs.
 fn tell_space(stock: &Stock, context: &Context) {
-    let Stock { backups, references, unneeded } = stock;
+    let Stock { backups, references, unneeded, unknown } = stock;
     let out = &context.output;
     if !backups.is_empty() {
         let mut table = Table::new([
@@ -195,7 +203,7 @@ fn tell_space(stock: &Stock, context: &Context) {
                 backup.id.to_string(),
                 human::size(backup.size),
                 human::size(backup.stored),
-                human::size(references.freed_without(backup)),
+                freed(stock, backup).map_or_else(|| "not known".into(), human::size),
                 needed.join(", "),
             ]);
         }
@@ -203,6 +211,9 @@ fn tell_space(stock: &Stock, context: &Context) {
         let living = (total.living * 100).checked_div(total.content).unwrap_or(100);
         out.line(format_args!("\n{table}"));
         out.line(format_args!("{} parts, {}, {living}% of them living", total.parts, human::size(total.bytes)));
+    }
+    for (id, why) in unknown {
+        out.line(format_args!("{} what backup {id} needs is not known: {why}", out.paint(Paint::Bad, "damaged:")));
     }
     for Unneeded { backup, begun, exists, parts, bytes } in unneeded {
         let of = if *exists { "backup" } else { "attempt" };

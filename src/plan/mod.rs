@@ -8,6 +8,7 @@ mod drops;
 mod estimate;
 mod find;
 mod finish;
+mod histories;
 mod host;
 mod name;
 mod passing;

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::{
     Plan,
+    histories::Histories,
     path::{self, Run},
     search::Found,
     survey::Seen,
@@ -84,12 +85,18 @@ pub(super) struct Planner<'a> {
 impl Planner<'_> {
     /// Where the target lies, and the backup that leads there.
     pub(super) async fn find(&self) -> Result<Found> {
-        let histories = self.histories().await?;
+        let (histories, lost) = self.histories().await?;
+        let mut found = self.find_on(&histories).await?;
+        found.warnings.extend(lost);
+        Ok(found)
+    }
+
+    async fn find_on(&self, histories: &[TimelineHistory]) -> Result<Found> {
         let (Some(main), others) = (histories.first(), histories.get(1..).unwrap_or_default()) else {
             return Err(Error::not_found("the repository holds no timeline of this system"));
         };
         if self.request.target.point == Point::Immediate {
-            return self.immediate(&histories).await;
+            return self.immediate(histories).await;
         }
         let found = match self.on_path(main, None).await {
             Err(error) if error.kind() != Kind::NotFound => return Err(error),
@@ -117,24 +124,18 @@ impl Planner<'_> {
         }
     }
 
-    /// The histories of the timelines that come into question, the newest first.
-    async fn histories(&self) -> Result<Vec<TimelineHistory>> {
-        let mut timelines = match self.request.timeline {
-            Some(timeline) => vec![timeline],
-            None => self.system.timelines().await?,
-        };
-        timelines.sort();
-        let mut histories = Vec::new();
-        for timeline in timelines.into_iter().rev() {
-            match self.system.history(timeline).await {
-                Ok(history) => histories.push(history),
-                Err(error) if error.kind() == Kind::NotFound && self.request.timeline.is_none() => {
-                    tracing::warn!("timeline {timeline} has WAL but no history file; it is left out");
-                }
-                Err(error) => return Err(error),
-            }
+    /// The histories of the timelines that come into question, the newest first, and in words which are left out.
+    async fn histories(&self) -> Result<(Vec<TimelineHistory>, Vec<String>)> {
+        if let Some(timeline) = self.request.timeline {
+            return Ok((vec![self.system.history(timeline).await?], Vec::new()));
         }
-        Ok(histories)
+        let found = Histories::of(self.system).await?;
+        // Consistency is reached on the backup's own timeline.
+        if self.request.target.point != Point::Immediate || self.request.backup.is_none() {
+            found.newest()?;
+        }
+        let remarks = found.remarks();
+        Ok((found.known, remarks))
     }
 
     /// The backups that may be used on the way to a history's timeline, oldest first.

@@ -10,7 +10,7 @@ use super::{BackupDocument, BackupId, FORMAT, System, join};
 use crate::{
     error::{Error, Kind, Result},
     postgres::sql::catalogue::{DatabaseName, RelationName, SchemaName, TablespaceName},
-    seal::FrameWriter,
+    seal::{Blake3, FrameWriter, HashReader, HashWriter},
     store::{Put, bridge},
 };
 
@@ -39,13 +39,13 @@ pub enum CatalogueEntry {
 
 /// Writes a catalogue into memory, compressed: a million relations take about 15 MB.
 #[derive(Debug)]
-pub struct CatalogueWriter(FrameWriter<Vec<u8>>);
+pub struct CatalogueWriter(HashWriter<FrameWriter<Vec<u8>>>);
 
 impl CatalogueWriter {
     /// Begins one.
     pub fn new(backup: BackupId, taken: DateTime<Utc>, level: i32) -> Result<Self> {
         let frames = FrameWriter::new(Vec::new(), level).map_err(failed)?;
-        let mut writer = Self(frames);
+        let mut writer = Self(HashWriter::new(frames));
         writer.add(&CatalogueEntry::Catalogue { format: FORMAT, backup, taken })?;
         Ok(writer)
     }
@@ -63,13 +63,19 @@ fn failed(error: std::io::Error) -> Error {
 }
 
 impl System {
-    /// Stores a catalogue; gives back the length of the object.
-    pub async fn put_catalogue(&self, backup: BackupId, catalogue: CatalogueWriter, number: u32) -> Result<u64> {
+    /// Stores a catalogue; gives back the BLAKE3 of its content and the length of the object.
+    pub async fn put_catalogue(
+        &self,
+        backup: BackupId,
+        catalogue: CatalogueWriter,
+        number: u32,
+    ) -> Result<(Blake3, u64)> {
         let key = self.folder.catalogue(backup, number)?;
-        let (object, _, _) = catalogue.0.finish().map_err(failed)?;
+        let (hash, _) = catalogue.0.digest();
+        let (object, _, _) = catalogue.0.into_inner().finish().map_err(failed)?;
         let length = object.len() as u64;
         match self.store.put(&key, object.into()).await? {
-            Put::Created => Ok(length),
+            Put::Created => Ok((hash, length)),
             Put::Exists => Err(Error::refused(format!("{key} is there already: another program wrote this backup"))),
         }
     }
@@ -82,7 +88,7 @@ impl System {
         mut each: impl FnMut(&mut T, CatalogueEntry) + Send + 'static,
     ) -> Result<T> {
         let Some(number) = backup.catalogue else { return Ok(state) };
-        let id = backup.id;
+        let (id, expected) = (backup.id, backup.catalogue_blake3);
         let key = self.folder.catalogue(backup.id, number)?;
         let download = self.store.get(&key, None).await.map_err(|e| match e.kind() {
             Kind::NotFound => Error::damaged(format!("backup {} has lost its catalogue {key}", backup.id)),
@@ -91,8 +97,8 @@ impl System {
         let body = bridge::BodyReader::new(download.body, tokio::runtime::Handle::current());
         let damaged = move |e| bridge::from_io(e, |e| Error::damaged("the catalogue cannot be read").source(e));
         let read = tokio::task::spawn_blocking(move || {
-            let lines = BufReader::with_capacity(256 << 10, zstd::Decoder::new(body).map_err(damaged)?);
-            for line in lines.lines() {
+            let mut hashed = HashReader::new(zstd::Decoder::new(body).map_err(damaged)?);
+            for line in BufReader::with_capacity(256 << 10, &mut hashed).lines() {
                 let entry = serde_json::from_str(&line.map_err(damaged)?).map_err(|e| damaged(e.into()))?;
                 if let CatalogueEntry::Catalogue { format, .. } = entry
                     && format > FORMAT
@@ -106,6 +112,9 @@ impl System {
                     return Err(Error::damaged(format!("it says that it is of backup {backup}")));
                 }
                 each(&mut state, entry);
+            }
+            if expected.is_some_and(|expected| expected != hashed.digest().0) {
+                return Err(Error::damaged("it does not have the hash that the backup's document tells"));
             }
             Ok(state)
         })

@@ -66,7 +66,9 @@ impl System {
             Ok((number, note)) => Ok((number, note.unwrap_or_default())),
             Err(error) if error.kind() == Kind::Damaged => {
                 tracing::warn!("{error}; what it tells of damage is not known until the next walden verify --deep");
-                Ok(Default::default())
+                // That one puts the next.
+                let numbers = numbered::numbers(&*self.store, &self.folder.notes(DAMAGE)).await?;
+                Ok((numbers.last().copied().unwrap_or(0), DamageNote::default()))
             }
             Err(error) => Err(error),
         }

@@ -18,6 +18,7 @@ use crate::{
     error::{Error, Result},
     postgres::{HistoryEntry, Lsn, RequiredSettings, SegmentName, SegmentSize, TimelineHistory, TimelineId, Version},
     seal::{Blake3, sha256},
+    store::Key,
 };
 
 /// The format of the repository that this Walden writes, and the highest that it reads.
@@ -165,6 +166,9 @@ pub struct BackupDocument {
     /// The number of its catalogue: `catalogue-<n>.json.zst`. Absent where none was taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub catalogue: Option<u32>,
+    /// BLAKE3 of the catalogue's content; absent where there is none, and in older documents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub catalogue_blake3: Option<Blake3>,
     /// What this document leaves out, where the repository is encrypted: label, `extra_left_out`, environment and
     /// tablespaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -280,13 +284,15 @@ pub struct Tombstone {
 /// that name by itself.
 const CHECKSUM: (&str, &str) = ("  \"lines_sha256\": \"", "\"\n}\n");
 
-/// A document as it is stored: JSON that people can read, with a line feed at its end. The last field is the SHA-256 of
+/// A document as it is stored under `key`: JSON that people can read, with a line feed at its end. The last field but one
+/// is the key, so that no document passes for another, nor an older version of one for a newer. The last is the SHA-256 of
 /// the lines before it: `head -n -2 | sha256sum` tells the same.
-pub fn to_bytes<T: Serialize>(document: &T) -> Result<Vec<u8>> {
+pub fn to_bytes<T: Serialize>(key: &Key, document: &T) -> Result<Vec<u8>> {
     let json =
         serde_json::to_string_pretty(document).map_err(|e| Error::internal("write a document as JSON").source(e))?;
     let fields = json.strip_suffix("\n}").ok_or_else(|| Error::internal("a document without fields"))?;
-    let lines = format!("{fields},\n");
+    // What a key is made of needs no escape.
+    let lines = format!("{fields},\n  \"key\": \"{key}\",\n");
     let (before, behind) = CHECKSUM;
     Ok(format!("{lines}{before}{}{behind}", sha256(lines.as_bytes())).into_bytes())
 }
@@ -309,20 +315,26 @@ fn is_sound(text: &str) -> bool {
     !text.contains("\"lines_sha256\"") && !text.lines().rev().nth(1).is_some_and(digits)
 }
 
-/// Reads a document called `name`. A format of the future is told apart from damage.
-pub fn from_bytes<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T> {
+/// Reads the document under `key`. A format of the future is told apart from damage. Those of an older Walden do not tell
+/// their key.
+pub fn from_bytes<T: DeserializeOwned>(key: &Key, bytes: &[u8]) -> Result<T> {
     #[derive(Deserialize)]
-    struct Formatted {
+    struct Common {
         #[serde(default)]
         format: u32,
+        key: Option<String>,
     }
-    let damaged = |e: serde_json::Error| Error::damaged(format!("{name} cannot be read")).source(e);
-    let format = serde_json::from_slice::<Formatted>(bytes).map_err(damaged)?.format;
+    let damaged = |e: serde_json::Error| Error::damaged(format!("{key} cannot be read")).source(e);
+    let common = serde_json::from_slice::<Common>(bytes).map_err(damaged)?;
     if !std::str::from_utf8(bytes).is_ok_and(is_sound) {
-        return Err(Error::damaged(format!("{name} is not as it was written: its checksum is another")));
+        return Err(Error::damaged(format!("{key} is not as it was written: its checksum is another")));
     }
-    if format > FORMAT {
-        return Err(Error::refused(format!("{name} has format {format}; this Walden knows formats up to {FORMAT}"))
+    if let Some(own) = common.key.filter(|own| own != key.as_str()) {
+        return Err(Error::damaged(format!("{key} is not what was written there: it says that it is {own}")));
+    }
+    if common.format > FORMAT {
+        let format = common.format;
+        return Err(Error::refused(format!("{key} has format {format}; this Walden knows formats up to {FORMAT}"))
             .hint("use the version of Walden that wrote it, or a newer one"));
     }
     serde_json::from_slice(bytes).map_err(damaged)
@@ -335,32 +347,42 @@ mod tests {
 
     #[test]
     fn no_byte_of_a_document_changes_unnoticed() {
-        let made = DateTime::UNIX_EPOCH;
+        let (key, made) = (Key::new("walden.json").unwrap(), DateTime::UNIX_EPOCH);
         let document = RepositoryDocument { format: 1, id: "x".into(), made, mirror_of: None };
-        let bytes = to_bytes(&document).unwrap();
+        let bytes = to_bytes(&key, &document).unwrap();
         for at in 0..bytes.len() {
             for change in [0x01, 0x20, 0x2A] {
                 let mut other = bytes.clone();
                 other[at] ^= change;
-                let read = from_bytes::<RepositoryDocument>("walden.json", &other);
+                let read = from_bytes::<RepositoryDocument>(&key, &other);
                 assert!(read.is_err(), "byte {at} of {}", String::from_utf8_lossy(&other));
             }
-            assert!(from_bytes::<RepositoryDocument>("walden.json", &bytes[..at]).is_err(), "{at} bytes");
+            assert!(from_bytes::<RepositoryDocument>(&key, &bytes[..at]).is_err(), "{at} bytes");
         }
         let extended = [&bytes[..], b"\n"].concat();
-        assert!(from_bytes::<RepositoryDocument>("walden.json", &extended).is_err());
+        assert!(from_bytes::<RepositoryDocument>(&key, &extended).is_err());
         let older = serde_json::to_vec_pretty(&document).unwrap();
-        assert_eq!(from_bytes::<RepositoryDocument>("walden.json", &older).unwrap(), document);
+        assert_eq!(from_bytes::<RepositoryDocument>(&key, &older).unwrap(), document);
+    }
+
+    #[test]
+    fn a_document_counts_under_its_own_name_alone() {
+        let (key, other) = (Key::new("notes/pins/1.json").unwrap(), Key::new("notes/pins/2.json").unwrap());
+        let bytes = to_bytes(&key, &serde_json::json!({ "format": 1, "pins": [] })).unwrap();
+        from_bytes::<serde_json::Value>(&key, &bytes).unwrap();
+        let error = from_bytes::<serde_json::Value>(&other, &bytes).unwrap_err();
+        assert!(error.kind() == Kind::Damaged && error.to_string().contains("says that it is notes/pins/1"), "{error}");
     }
 
     #[test]
     fn the_future_is_told_apart_from_damage() {
+        let key = Key::new("walden.json").unwrap();
         let document = RepositoryDocument { format: 1, id: "x".into(), made: DateTime::UNIX_EPOCH, mirror_of: None };
-        let bytes = to_bytes(&document).unwrap();
-        assert_eq!(from_bytes::<RepositoryDocument>("walden.json", &bytes).unwrap(), document);
+        let bytes = to_bytes(&key, &document).unwrap();
+        assert_eq!(from_bytes::<RepositoryDocument>(&key, &bytes).unwrap(), document);
         let future = br#"{"format": 2, "other": true}"#;
-        assert_eq!(from_bytes::<RepositoryDocument>("walden.json", future).unwrap_err().kind(), Kind::Refused);
+        assert_eq!(from_bytes::<RepositoryDocument>(&key, future).unwrap_err().kind(), Kind::Refused);
         let damaged = &bytes[..bytes.len() / 2];
-        assert_eq!(from_bytes::<RepositoryDocument>("walden.json", damaged).unwrap_err().kind(), Kind::Damaged);
+        assert_eq!(from_bytes::<RepositoryDocument>(&key, damaged).unwrap_err().kind(), Kind::Damaged);
     }
 }

@@ -149,10 +149,10 @@ impl System {
             return Ok(());
         }
         let folder = self.folder.notes(GAPS);
-        let bytes = documents::to_bytes(note)?;
         for _ in 0..4 {
             let next = self.note_numbers(&folder).await?.last().map_or(1, |last| last + 1);
-            if self.store.put(&notes::key(&folder, next)?, bytes.clone().into()).await? == Put::Created {
+            let key = notes::key(&folder, next)?;
+            if self.store.put(&key, documents::to_bytes(&key, note)?.into()).await? == Put::Created {
                 return Ok(());
             }
         }

@@ -103,7 +103,7 @@ impl Hold {
 
     async fn put_next(&mut self) -> Result<()> {
         let key = self.key(self.number + 1)?;
-        let put = self.system.store.put(&key, documents::to_bytes(&self.document)?.into()).await?;
+        let put = self.system.store.put(&key, documents::to_bytes(&key, &self.document)?.into()).await?;
         debug_assert_eq!(put, Put::Created, "the name is random");
         self.number += 1;
         if self.number > 1

@@ -185,7 +185,8 @@ impl System {
             }
             note.format = FORMAT;
             // The note comes last: it makes the kit exist.
-            let put = self.store.put(&notes::key(&folder, number)?, documents::to_bytes(&note)?.into()).await?;
+            let key = notes::key(&folder, number)?;
+            let put = self.store.put(&key, documents::to_bytes(&key, &note)?.into()).await?;
             if put == Put::Created {
                 return Ok((number, self.clear_kits(keep).await?));
             }

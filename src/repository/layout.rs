@@ -182,6 +182,12 @@ impl SystemFolder {
         ["restores", "condemned", "horizon", "damage"].iter().any(|kind| key.as_str().starts_with(&self.notes(kind)))
     }
 
+    /// Whether that is the note of a recovery kit.
+    #[must_use]
+    pub fn is_note_of_kit(&self, key: &Key) -> bool {
+        key.as_str().starts_with(&self.notes("kits")) && key.as_str().ends_with(".json")
+    }
+
     /// What an object in the folder of a backup is; none of what no Walden of this version writes there.
     #[must_use]
     pub fn object_of(&self, id: BackupId, key: &Key) -> Option<BackupObject> {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{System, numbered};
 use crate::{
     clock::{Clock, Random},
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     store::{Put, Store},
 };
 
@@ -55,7 +55,7 @@ impl Lease {
         let me = ThisProcess::read();
         for _ in 0..4 {
             let now = clock.now();
-            let (number, current) = numbered::highest::<LeaseDocument>(&*store, &folder).await?;
+            let (number, current) = current(&*store, &folder).await?;
             if let Some(held) = current.filter(|held| held.expires > now && !me.outlived(&held.by)) {
                 return Err(Error::refused(format!(
                     "another {kind} is running: process {} on {} began at {}",
@@ -81,7 +81,7 @@ impl Lease {
     /// Who holds the lease of that kind at this instant.
     pub async fn holder(system: &System, kind: &str, now: DateTime<Utc>) -> Result<Option<LeaseDocument>> {
         let folder = system.folder.leases(kind);
-        let (_, current) = numbered::highest::<LeaseDocument>(&*system.store, &folder).await?;
+        let (_, current) = current(&*system.store, &folder).await?;
         Ok(current.filter(|held| held.expires > now && !ThisProcess::read().outlived(&held.by)))
     }
 
@@ -112,6 +112,18 @@ impl Lease {
     pub async fn release(mut self) -> Result<()> {
         self.document.expires = self.clock.now();
         self.put_next().await.map(|_| ())
+    }
+}
+
+/// What was said last, with its number. A lease that is damaged is held by nobody: nothing's safety rests on it, and it
+/// would stand in everybody's way for ever.
+async fn current(store: &dyn Store, folder: &str) -> Result<(u32, Option<LeaseDocument>)> {
+    match numbered::highest::<LeaseDocument>(store, folder).await {
+        Err(error) if error.kind() == Kind::Damaged => {
+            tracing::warn!("{error}; this lease is held for given back");
+            Ok((numbered::numbers(store, folder).await?.last().copied().unwrap_or(0), None))
+        }
+        found => found,
     }
 }
 

@@ -106,7 +106,8 @@ pub async fn init_mirror(
 }
 
 async fn make(store: &dyn Store, made: RepositoryDocument) -> Result<RepositoryDocument> {
-    match store.put(&Key::new(REPOSITORY)?, documents::to_bytes(&made)?.into()).await? {
+    let key = Key::new(REPOSITORY)?;
+    match store.put(&key, documents::to_bytes(&key, &made)?.into()).await? {
         Put::Created => Ok(made),
         Put::Exists => open(store).await,
     }
@@ -134,7 +135,7 @@ pub async fn prove_document(store: &dyn Store, key: &Key) -> Result<()> {
 async fn document<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &Key) -> Result<T> {
     loop {
         let read = store::read(store, key, DOCUMENT_LIMIT).await;
-        match read.and_then(|bytes| documents::from_bytes(key.as_str(), &bytes)) {
+        match read.and_then(|bytes| documents::from_bytes(key, &bytes)) {
             Err(error) if store::another_copy(store, key, &error) => {}
             ended => return ended,
         }
@@ -158,7 +159,8 @@ impl System {
     /// Writes down a system that is new, or finds it. A contradiction to what was written before is refused.
     pub async fn init(store: Arc<dyn Store>, document: SystemDocument) -> Result<Self> {
         let folder = SystemFolder { cluster: document.cluster.clone(), incarnation: document.incarnation };
-        if store.put(&folder.system()?, documents::to_bytes(&document)?.into()).await? == Put::Created {
+        let key = folder.system()?;
+        if store.put(&key, documents::to_bytes(&key, &document)?.into()).await? == Put::Created {
             return Ok(Self { store, folder, document, copies: None });
         }
         let found = Self::open(store, &document.cluster, document.incarnation).await?;
@@ -294,7 +296,8 @@ impl System {
             return Ok(());
         }
         let Some(document) = self.document_of(id, newest).await? else { return Ok(()) };
-        self.store.put(&self.folder.backup_document(id, number)?, documents::to_bytes(&document)?.into()).await?;
+        let key = self.folder.backup_document(id, number)?;
+        self.store.put(&key, documents::to_bytes(&key, &document)?.into()).await?;
         Ok(())
     }
 
@@ -317,10 +320,10 @@ impl System {
     async fn read_document_of(&self, id: BackupId, key: &Key) -> Result<Option<BackupDocument>> {
         let bytes = store::read(&*self.store, key, DOCUMENT_LIMIT).await?;
         let other = |of: BackupId| Error::damaged(format!("{key} says that it is of backup {of}"));
-        if let Ok(tombstone) = documents::from_bytes::<Tombstone>(key.as_str(), &bytes) {
+        if let Ok(tombstone) = documents::from_bytes::<Tombstone>(key, &bytes) {
             return if tombstone.id == id { Ok(None) } else { Err(other(tombstone.id)) };
         }
-        let found: BackupDocument = documents::from_bytes(key.as_str(), &bytes)?;
+        let found: BackupDocument = documents::from_bytes(key, &bytes)?;
         if (found.id, &found.cluster, found.incarnation) != (id, &self.folder.cluster, self.folder.incarnation) {
             return Err(other(found.id));
         }
@@ -336,7 +339,7 @@ impl System {
     /// Writes the document that makes a backup exist. Refused where an expiry has given the attempt up.
     pub async fn publish(&self, backup: &BackupDocument, number: u32) -> Result<()> {
         let key = self.folder.backup_document(backup.id, number)?;
-        match self.store.put(&key, documents::to_bytes(&*backup.readable())?.into()).await? {
+        match self.store.put(&key, documents::to_bytes(&key, &*backup.readable())?.into()).await? {
             Put::Created => Ok(()),
             Put::Exists if number == 1 && self.document_of(backup.id, 1).await?.is_none() => Err(Error::refused(
                 format!("backup {} was taken for dead, and an expiry has given it up", backup.id),
@@ -352,13 +355,14 @@ impl System {
     /// become one, or was given up before.
     pub async fn give_up(&self, id: BackupId, now: DateTime<Utc>) -> Result<Put> {
         let tombstone = Tombstone { format: FORMAT, id, given_up: now };
-        self.store.put(&self.folder.backup_document(id, 1)?, documents::to_bytes(&tombstone)?.into()).await
+        let key = self.folder.backup_document(id, 1)?;
+        self.store.put(&key, documents::to_bytes(&key, &tombstone)?.into()).await
     }
 
     /// Says that a backup has begun, or what else it may refer to, before it refers to it.
     pub async fn intend(&self, intent: &IntentDocument, number: u32) -> Result<()> {
         let key = self.folder.intent(intent.id, number)?;
-        match self.store.put(&key, documents::to_bytes(intent)?.into()).await? {
+        match self.store.put(&key, documents::to_bytes(&key, intent)?.into()).await? {
             Put::Created => Ok(()),
             Put::Exists => Err(Error::refused(format!("{key} is there already: another program writes this backup"))),
         }

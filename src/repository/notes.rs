@@ -73,11 +73,11 @@ impl System {
 
     async fn put_restore_note(&self, note: &RestoreNote) -> Result<()> {
         let folder = self.folder.notes(RESTORES);
-        let bytes = documents::to_bytes(note)?;
         for _ in 0..4 {
             let numbers = self.note_numbers(&folder).await?;
             let next = numbers.last().map_or(1, |last| last + 1);
-            if self.store.put(&key(&folder, next)?, bytes.clone().into()).await? == Put::Created {
+            let name = key(&folder, next)?;
+            if self.store.put(&name, documents::to_bytes(&name, note)?.into()).await? == Put::Created {
                 for old in numbers.iter().rev().skip(KEPT - 1) {
                     self.store.delete(&key(&folder, *old)?).await?;
                 }

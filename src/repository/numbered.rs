@@ -48,7 +48,8 @@ pub(super) async fn highest<T: DeserializeOwned>(store: &dyn Store, folder: &str
 /// Writes the version after `number`. [`Put::Exists`] when somebody else has written that one, or a later one.
 pub(super) async fn put_next<T: Serialize>(store: &dyn Store, folder: &str, number: u32, document: &T) -> Result<Put> {
     let next = number + 1;
-    if store.put(&key(folder, next)?, documents::to_bytes(document)?.into()).await? == Put::Exists {
+    let name = key(folder, next)?;
+    if store.put(&name, documents::to_bytes(&name, document)?.into()).await? == Put::Exists {
         return Ok(Put::Exists);
     }
     let found = numbers(store, folder).await?;

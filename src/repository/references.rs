@@ -161,12 +161,15 @@ impl Stretches {
 /// What lies in the backups' folders of a system, and who needs it.
 #[derive(Clone, Debug)]
 pub struct Stock {
-    /// The backups that exist, oldest first.
+    /// The backups whose documents can be read, oldest first.
     pub backups: Vec<BackupDocument>,
     /// What they need.
     pub references: References,
-    /// Parts that none of them needs, by the folders they lie in.
+    /// Parts that none of them needs, by the folders they lie in. Nothing where a backup may need them of which that
+    /// is not known.
     pub unneeded: Vec<Unneeded>,
+    /// The backups of which it is not known what they need, because something is damaged, and what.
+    pub unknown: Vec<(BackupId, String)>,
 }
 
 /// Parts that no backup needs, of one backup or attempt.
@@ -228,30 +231,61 @@ impl System {
     pub async fn references(&self, backups: &[BackupDocument]) -> Result<References> {
         let mut found = References::default();
         for backup in backups {
-            let id = backup.id;
-            let taken = std::mem::take(&mut found);
-            found = self
-                .read_manifest(backup, move |text| {
-                    let mut into = taken;
-                    stream::read(text, &mut |each| match each {
-                        stream::Each::Part(part) => into.part(id, &part),
-                        stream::Each::Layer(layer) => into.layer(&layer),
-                    })?;
-                    Ok(into)
-                })
-                .await?;
+            found = self.with_references(backup, found).await?;
         }
         Ok(found)
     }
 
+    /// The same of those whose manifests are whole; the others are added to `unknown`.
+    async fn known_references(
+        &self,
+        mut backups: Vec<&BackupDocument>,
+        unknown: &mut Vec<(BackupId, String)>,
+    ) -> Result<References> {
+        'anew: loop {
+            let mut found = References::default();
+            for (at, backup) in backups.iter().enumerate() {
+                match self.with_references(backup, found).await {
+                    Ok(more) => found = more,
+                    Err(error) if error.kind() == Kind::Damaged => {
+                        unknown.push((backup.id, error.to_string()));
+                        backups.remove(at);
+                        // What it told before it broke off does not count.
+                        continue 'anew;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            return Ok(found);
+        }
+    }
+
+    /// Adds what one backup needs.
+    async fn with_references(&self, backup: &BackupDocument, mut found: References) -> Result<References> {
+        let id = backup.id;
+        self.read_manifest(backup, move |text| {
+            stream::read(text, &mut |each| match each {
+                stream::Each::Part(part) => found.part(id, &part),
+                stream::Each::Layer(layer) => found.layer(&layer),
+            })?;
+            Ok(found)
+        })
+        .await
+    }
+
     /// Everything that lies in the backups' folders, and who needs it. Nothing is changed. A backup that comes to be
-    /// meanwhile may be missing; its parts are then not called unneeded.
+    /// meanwhile may be missing; its parts are then not called unneeded. Nor are any while it is not known what some backup
+    /// needs.
     pub async fn stock(&self) -> Result<Stock> {
         let folders = self.store.folders(&self.folder.backups()).await?;
         // Parts first: whoever is needed by what is there now is named by a document that is read later.
         let there = self.parts_there(folders.iter().filter_map(|name| name.parse().ok())).await?;
-        let backups = self.backups().await?;
-        let references = self.references(&backups).await?;
+        let (backups, damaged) = self.readable_backups().await?;
+        let mut unknown: Vec<_> = damaged.into_iter().map(|(id, error)| (id, error.to_string())).collect();
+        let references = self.known_references(backups.iter().collect(), &mut unknown).await?;
+        if !unknown.is_empty() {
+            return Ok(Stock { backups, references, unneeded: Vec::new(), unknown });
+        }
         let mut unneeded: BTreeMap<BackupId, Unneeded> = BTreeMap::new();
         for ((backup, number), length) in there {
             if references.of((backup, number)).is_some() {
@@ -268,7 +302,7 @@ impl System {
             found.parts.sort_unstable();
             found.begun = self.first_intent(found.backup).await?.map(|intent| intent.begun);
         }
-        Ok(Stock { backups, references, unneeded })
+        Ok(Stock { backups, references, unneeded, unknown })
     }
 
     /// The parts that a backup needs, its own and those of others. Proves the manifest's hash, and that it points into

@@ -119,6 +119,12 @@ impl Judged {
             let found = Finding::new(keys.key_of(id, catalogue)?, Wrong::Missing, "the catalogue is not there");
             self.damage.push(found.costs(NAMES));
         }
+        if let Some(about) = backup.about.map(|about| BackupObject::About(about.number))
+            && length(about).is_none()
+        {
+            let found = Finding::new(keys.key_of(id, about)?, Wrong::Missing, "it is not there");
+            self.damage.push(found.costs(ABOUT));
+        }
         if let Some(extra) = &backup.extra {
             let (object, costs) = (BackupObject::Extra(extra.number), extra_costs(id));
             match length(object) {
@@ -199,6 +205,9 @@ impl Judged {
 
 /// What is lost with a catalogue.
 pub const NAMES: &str = "no instant: what databases and tables were called is not known from this backup";
+
+/// What is lost with what the document of a backup leaves out.
+pub const ABOUT: &str = "no instant: the backup's label, and what it tells of its host";
 
 /// What is lost with files from outside the data directory.
 pub fn extra_costs(backup: BackupId) -> String {

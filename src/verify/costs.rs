@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::{
-    backups::{NAMES, extra_costs},
+    backups::{ABOUT, NAMES, extra_costs},
     deep::{Bad, Name},
     report::{Finding, Wrong},
 };
 use crate::{
     plan::window::Damage,
     postgres::WalFile,
-    repository::{BackupId, BackupObject, PartName, SystemFolder, archived, piece_of, roll_up_of},
+    repository::{BackupId, BackupObject, PartName, SystemFolder, archived, is_kit, piece_of, roll_up_of},
 };
 
 /// The finding about an object whose content is damaged. What no recovery can use any more is added to `damage`.
@@ -45,9 +45,7 @@ pub fn finding(
                 found.backups(vec![id])
             }
             Some(BackupObject::Catalogue(_)) => found.costs(NAMES),
-            Some(BackupObject::About(_)) => {
-                found.costs("no instant: the backup's label, and what it tells of its host")
-            }
+            Some(BackupObject::About(_)) => found.costs(ABOUT),
             Some(BackupObject::Extra(_)) => found.costs(extra_costs(id)),
             Some(BackupObject::Document(_)) => found.backups(vec![id]),
             Some(BackupObject::Intent(_)) | None => found.costs("no instant: it tells of how the backup was begun"),
@@ -55,6 +53,9 @@ pub fn finding(
     }
     if piece_of(&bad.key).is_some() {
         return found.costs("what was streamed of a segment that is not whole yet, from this piece on");
+    }
+    if is_kit(&bad.key) || folder.is_note_of_kit(&bad.key) {
+        return found.costs("no instant: a recovery kit; make another: walden kit export --to-repository");
     }
     if roll_up_of(&bad.key).is_some() {
         return found.costs("no instant: plans read the heads of the segments instead");

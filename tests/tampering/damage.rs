@@ -1,8 +1,8 @@
 //! What can be done to an object.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::scene::{Copy, Kind};
+use crate::{kind::Kind, scene::Copy};
 
 /// One way to damage an object.
 pub struct Damage {
@@ -12,6 +12,8 @@ pub struct Damage {
     pub changes_length: bool,
     /// Whether it is gone.
     pub removes: bool,
+    /// Whether no byte in it was changed, but one object as a whole.
+    pub is_of_wholes: bool,
     how: How,
 }
 
@@ -32,20 +34,28 @@ enum How {
     Remove,
     /// The bytes of another object of its kind.
     Exchange,
+    /// That one gets its bytes as well.
+    Swap,
+    /// What was there under the number before.
+    Older,
     /// As long as it was, of zeros.
     Zeros,
 }
 
 const fn flip(name: &'static str, how: How) -> Damage {
-    Damage { name, changes_length: false, removes: false, how }
+    Damage { name, changes_length: false, removes: false, is_of_wholes: false, how }
 }
 
 const fn longer(name: &'static str, how: How) -> Damage {
-    Damage { name, changes_length: true, removes: false, how }
+    Damage { changes_length: true, ..flip(name, how) }
+}
+
+const fn whole(name: &'static str, removes: bool, how: How) -> Damage {
+    Damage { changes_length: removes, removes, is_of_wholes: true, ..flip(name, how) }
 }
 
 /// All of them.
-pub const DAMAGES: [Damage; 24] = [
+pub const DAMAGES: [Damage; 26] = [
     flip("first byte", How::FlipHead(0)),
     flip("byte 4", How::FlipHead(4)),
     flip("byte 8", How::FlipHead(8)),
@@ -69,15 +79,38 @@ pub const DAMAGES: [Damage; 24] = [
     // A skippable frame, which zstd passes over.
     longer("prolonged by a frame", How::Extend(&[0x50, 0x2A, 0x4D, 0x18, 2, 0, 0, 0, 1, 2])),
     longer("emptied", How::Empty),
-    Damage { name: "removed", changes_length: true, removes: true, how: How::Remove },
-    flip("another of its kind", How::Exchange),
+    whole("removed", true, How::Remove),
+    whole("another of its kind", false, How::Exchange),
+    whole("swapped with another of its kind", false, How::Swap),
+    whole("an older version of it", false, How::Older),
 ];
 
+/// Objects that were damaged, each with what it was before.
+pub type Done = Vec<(PathBuf, Vec<u8>)>;
+
+/// Objects, and what each is to hold; nothing where it is to go.
+type Changed = Vec<(PathBuf, Option<Vec<u8>>)>;
+
 impl Damage {
-    /// Does it; gives back what the object was before. `None` where it cannot be done.
-    pub fn apply(&self, copy: &Copy, kind: Kind, object: &Path) -> Option<Vec<u8>> {
-        let before = copy.read(object);
-        let mut bytes = before.clone();
+    /// Does it to an object of that kind. Nothing where it cannot be done.
+    pub fn apply(&self, copy: &Copy<'_>, kind: Kind) -> Done {
+        let Some(object) = copy.object(kind) else { return Done::new() };
+        let mut done = Done::new();
+        for (object, bytes) in self.changed(copy, kind, &object).unwrap_or_default() {
+            let before = copy.read(&object);
+            match bytes {
+                None => copy.remove(&object),
+                // All horizons hold the same.
+                Some(bytes) if bytes == before => continue,
+                Some(bytes) => copy.put(&object, &bytes),
+            }
+            done.push((object, before));
+        }
+        done
+    }
+
+    fn changed(&self, copy: &Copy<'_>, kind: Kind, object: &Path) -> Option<Changed> {
+        let mut bytes = copy.read(object);
         let length = bytes.len();
         match self.how {
             How::Flip(thousandths, behind) => *bytes.get_mut(length * thousandths / 1000 + behind)? ^= 0x10,
@@ -88,17 +121,15 @@ impl Damage {
             How::Extend(more) => bytes.extend_from_slice(more),
             How::Empty => bytes.clear(),
             How::Zeros => bytes.fill(0),
-            How::Remove => {
-                copy.remove(object);
-                // What nothing refers to is not missed.
-                return Some(before).filter(|_| kind.is_missed()).or_else(|| {
-                    copy.put(object, &copy.original(object));
-                    None
-                });
+            How::Remove => return Some(vec![(object.to_path_buf(), None)]),
+            How::Exchange => bytes = copy.read(&copy.another(kind, object)?),
+            How::Swap => {
+                let other = copy.another(kind, object)?;
+                let theirs = copy.read(&other);
+                return Some(vec![(object.to_path_buf(), Some(theirs)), (other, Some(bytes))]);
             }
-            How::Exchange => bytes = copy.another(kind, object)?,
+            How::Older => return copy.older(kind).map(|(object, older)| vec![(object, Some(older))]),
         }
-        copy.put(object, &bytes);
-        Some(before)
+        Some(vec![(object.to_path_buf(), Some(bytes))])
     }
 }

@@ -24,11 +24,12 @@ pub use finding::{FindKind, Finding, NamedDatabase, NamedRelation};
 use self::search::{Searched, Stretch, Terms};
 use super::{
     TableName, Watch,
+    histories::Histories,
     path::{self, Run},
     resolve,
 };
 use crate::{
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     postgres::{Lsn, SegmentName, TimelineHistory, TimelineId},
     repository::{BackupDocument, ClusterName, Incarnation, System},
 };
@@ -117,10 +118,10 @@ struct Finder<'a> {
 impl Finder<'_> {
     async fn find(&self) -> Result<FindReport> {
         let size = self.system.document.segment_size;
-        let histories = self.histories().await?;
+        let all = Histories::of(self.system).await?;
         let history = match self.request.timeline {
-            Some(timeline) => histories.iter().find(|h| h.timeline == timeline),
-            None => histories.first(),
+            Some(timeline) => all.get(timeline)?,
+            None => all.newest()?,
         };
         let Some(history) = history else {
             return Err(Error::not_found("the repository holds no such timeline of this system"));
@@ -172,7 +173,7 @@ impl Finder<'_> {
         });
         let more = findings.len().saturating_sub(self.request.limit);
         findings.drain(..more);
-        let forks = self.forks(history, &histories).await?;
+        let forks = self.forks(history, &all.known).await?;
         for finding in &mut findings {
             finding.timeline = history.at(finding.lsn);
             let run = runs.iter().find(|run| run.holds(size.number_of(finding.stop)));
@@ -183,6 +184,7 @@ impl Finder<'_> {
             }
         }
         unknown.extend(self.remarks(&runs, history, &forks, forgotten));
+        unknown.extend(all.remarks());
         Ok(FindReport {
             cluster: self.system.folder.cluster.clone(),
             incarnation: self.system.folder.incarnation,
@@ -223,23 +225,6 @@ impl Finder<'_> {
 
     fn leads(&self, backup: &BackupDocument, run: &Run) -> bool {
         run.is_enough_for(backup, self.system.document.segment_size)
-    }
-
-    /// The histories of all timelines, the newest first.
-    async fn histories(&self) -> Result<Vec<TimelineHistory>> {
-        let mut timelines = self.system.timelines().await?;
-        timelines.sort();
-        let mut histories = Vec::new();
-        for timeline in timelines.into_iter().rev() {
-            match self.system.history(timeline).await {
-                Ok(history) => histories.push(history),
-                Err(error) if error.kind() == Kind::NotFound => {
-                    tracing::warn!("timeline {timeline} has WAL but no history file; it is left out");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(histories)
     }
 
     /// Other timelines that go on beside the path, and where they leave it.

@@ -95,7 +95,17 @@ impl Checker {
         if is_kit(key) {
             return self.system.prove_kit(key).await;
         }
-        prove_document(&*self.system.store, key).await
+        prove_document(&*self.system.store, key).await?;
+        if !folder.is_note_of_kit(key) {
+            return Ok(());
+        }
+        match self.system.prove_kit(key).await {
+            Err(error) if error.kind() == Kind::NotFound => {
+                Err(Error::damaged("the recovery kit that it tells of is not there"))
+            }
+            // What else is wrong with a kit is told of itself.
+            _ => Ok(()),
+        }
     }
 
     async fn of_backup(&self, id: BackupId, object: BackupObject, key: &Key, length: u64) -> Result<()> {
