@@ -7,7 +7,7 @@ use std::fs;
 use walden_testkit::{
     postgres::any,
     protected::{Place, Protected},
-    run::{Ran, run},
+    run::run,
     s3::S3Server,
     scene::Scene,
     seaweedfs::SeaweedFs,
@@ -82,13 +82,6 @@ fn what_is_stored_is_locked_and_a_bucket_without_lock_is_refused() {
     assert!(init.expect_code(4).stderr.contains("no object lock") && init.stderr.contains("hint: "), "{init}");
 }
 
-/// Runs `walden` with the keys of somebody else.
-fn with_keys_of(server: &SeaweedFs, p: &Protected, arguments: &[&str]) -> Ran {
-    let mut command = p.command(arguments);
-    command.env("AWS_ACCESS_KEY_ID", &server.access_key).env("AWS_SECRET_ACCESS_KEY", &server.secret_key);
-    run(&mut command)
-}
-
 #[test]
 fn what_is_locked_is_rewrapped_expired_and_compacted_by_who_may_and_stays_whole_where_nobody_may() {
     let Some(server) = SeaweedFs::start() else {
@@ -118,7 +111,7 @@ fn what_is_locked_is_rewrapped_expired_and_compacted_by_who_may_and_stays_whole_
     let sealed = || p.walden(["keys", "list", "--objects"]).ok().to_owned();
     let before = sealed();
     let rewrap = ["--json", "keys", "rewrap", "--identity", &old];
-    let refused = with_keys_of(&server, &p, &rewrap);
+    let refused = p.walden_as(&server, rewrap);
     refused.expect_code(4);
     let document: serde_json::Value = serde_json::from_str(&refused.stdout).unwrap();
     let problems = document["repositories"][0]["rewrapped"]["problems"].as_array().unwrap().len();
@@ -126,7 +119,7 @@ fn what_is_locked_is_rewrapped_expired_and_compacted_by_who_may_and_stays_whole_
     assert_eq!(sealed(), before);
     // Who may goes on with all of them.
     for left in [problems, 0] {
-        let rewrapped = with_keys_of(&expirer, &p, &rewrap);
+        let rewrapped = p.walden_as(&expirer, rewrap);
         let document: serde_json::Value = serde_json::from_str(rewrapped.ok()).unwrap();
         assert_eq!(document["repositories"][0]["rewrapped"]["objects"], left, "{rewrapped}");
     }
@@ -147,13 +140,13 @@ fn what_is_locked_is_rewrapped_expired_and_compacted_by_who_may_and_stays_whole_
     assert!(p.walden(["list"]).ok().contains(&first));
     is_whole();
     // Who may lifts it from sight, and what is written anew is locked as well.
-    let expired = with_keys_of(&expirer, &p, &["expire"]);
+    let expired = p.walden_as(&expirer, ["expire"]);
     assert!(
         expired.ok().contains("written anew: part") && expired.stderr.contains("1 parts written anew"),
         "{expired}"
     );
     is_whole();
-    let again = with_keys_of(&expirer, &p, &["expire"]);
+    let again = p.walden_as(&expirer, ["expire"]);
     assert!(again.ok().contains("that no backup needs any more"), "{again}");
     is_whole();
     let list = p.walden(["list"]);

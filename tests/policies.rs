@@ -15,7 +15,6 @@ use walden::{
 use walden_testkit::{
     postgres::{Cluster, any},
     protected::{Place, Protected},
-    run::{Ran, run},
     seaweedfs::SeaweedFs,
 };
 
@@ -29,13 +28,6 @@ async fn store(server: &SeaweedFs, prefix: &str) -> S3Store {
         ..S3Options::new(&server.bucket, prefix)
     };
     S3Store::open(options, Arc::new(Random::from_system())).await.unwrap()
-}
-
-/// Runs `walden` with the keys of that role.
-fn with_keys_of(server: &SeaweedFs, p: &Protected, arguments: &[&str]) -> Ran {
-    let mut command = p.command(arguments);
-    command.env("AWS_ACCESS_KEY_ID", &server.access_key).env("AWS_SECRET_ACCESS_KEY", &server.secret_key);
-    run(&mut command)
 }
 
 #[test]
@@ -105,17 +97,17 @@ fn each_key_can_do_its_work_and_no_other() {
         let path = pgdata.to_str().unwrap();
         let arguments =
             ["restore", "--to", "latest", "--yes", "--start", "--set=listen_addresses=", &sockets, "--pgdata", path];
-        with_keys_of(&restorer, &p, &arguments).expect_code(0);
+        p.walden_as(&restorer, arguments).expect_code(0);
         Cluster::attach(&pgdata, any()).psql("select count(*) from t")
     };
     assert_eq!(restored("before"), "2500");
     let text = fs::read_to_string(&p.config).unwrap();
     p.scene.write("walden.toml", format!("{text}\n[keep]\nlast = 1\n"));
-    assert_ne!(with_keys_of(&restorer, &p, &["expire"]).code, Some(0));
+    assert_ne!(p.walden_as(&restorer, ["expire"]).code, Some(0));
     assert!(p.walden(["list"]).ok().contains(&first));
 
     // The expirer removes what the rules do not keep.
-    with_keys_of(&expirer, &p, &["expire"]).expect_code(0);
+    p.walden_as(&expirer, ["expire"]).expect_code(0);
     let list = p.walden(["list"]);
     assert!(!list.ok().contains(&first) && list.stdout.contains(&second), "{list}");
     assert_eq!(restored("after"), "2500");

@@ -15,7 +15,12 @@ use std::{
 };
 
 use scene::{Keyless, SECRET, bytes_below, holds};
-use walden_testkit::{postgres::any, protected::Place, run::run, s3::S3Server};
+use walden_testkit::{
+    postgres::any,
+    protected::Place,
+    run::run,
+    s3::{Conditions, S3Server},
+};
 
 #[test]
 fn a_host_without_identity_backs_up_and_another_restores_in_a_directory() {
@@ -34,6 +39,12 @@ fn a_host_without_identity_backs_up_and_another_restores_in_a_bucket() {
     for key in server.keys() {
         assert!(!holds(&server.object(&key).unwrap().bytes, SECRET), "{key}");
     }
+    // Where an object would be replaced that is not the one that was read, none is.
+    server.set_conditions(Conditions::Ignored);
+    let identity = format!("--identity={}", k.identity.display());
+    let (before, refused) = (server.keys(), k.p.walden(["keys", "rewrap", &identity]));
+    assert!(refused.expect_code(4).stderr.contains("does not honour If-Match"), "{refused}");
+    assert_eq!(server.keys(), before);
 }
 
 fn works(k: &Keyless) {

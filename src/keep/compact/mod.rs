@@ -166,7 +166,7 @@ async fn compact(system: &System, plan: &CompactionPlan, how: &Compacting, aroun
         new_bytes: parts.iter().map(|part| part.length).sum(),
         ..Compacted::default()
     };
-    around.progress.start("writing manifests", Some(concerned.len() as u64));
+    around.progress.start("writing manifests", None);
     for backup in concerned {
         around.interrupt.check()?;
         let number = publishes[&backup.id];
@@ -174,7 +174,6 @@ async fn compact(system: &System, plan: &CompactionPlan, how: &Compacting, aroun
             true => done.backups.push(backup.id),
             false => done.gone.push(backup.id),
         }
-        around.progress.advance(1);
     }
     // It will never be a backup, and nothing more will come.
     system.give_up(id, around.clock.now()).await?;

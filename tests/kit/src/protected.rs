@@ -141,6 +141,13 @@ impl Protected {
         run(&mut self.command(arguments))
     }
 
+    /// Runs `walden` with this configuration and the keys of somebody else.
+    pub fn walden_as<S: AsRef<OsStr>>(&self, who: &SeaweedFs, arguments: impl IntoIterator<Item = S>) -> Ran {
+        let mut command = self.command(arguments);
+        command.env("AWS_ACCESS_KEY_ID", &who.access_key).env("AWS_SECRET_ACCESS_KEY", &who.secret_key);
+        run(&mut command)
+    }
+
     /// Takes a backup and gives its id.
     #[must_use]
     pub fn backup(&self) -> String {
