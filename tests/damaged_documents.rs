@@ -81,12 +81,26 @@ fn one_damaged_backup_does_not_stop_what_is_done_with_others() {
         if name == "backup-1.json" {
             assert_eq!(found, whole, "everything is still there: {expired}");
         } else {
-            let left = found["systems"][0]["backups"].as_array().unwrap();
-            let left: Vec<_> = left.iter().map(|backup| backup["id"].as_str().unwrap()).collect();
-            assert_eq!(left, ids[1..], "{expired}");
+            assert_eq!(listed(&found), ids[1..], "{expired}");
         }
         p.walden(["verify"]).expect_code(0);
     }
+    // So it does where a deep look has found the newest damaged, until another finds it whole.
+    let object = system(&p).join("backups").join(&ids[2]).join("part-00001.tar.zst");
+    let before = damage(&object);
+    p.walden(["verify", "--deep"]).expect_code(6);
+    let expired = p.walden(["expire"]);
+    assert_eq!(listed(&json(&p.walden(["--json", "list"]))), ids[1..], "{expired}");
+    fs::write(&object, before).unwrap();
+    p.walden(["verify", "--deep", "--anew"]).expect_code(0);
+    p.walden(["expire"]).expect_code(0);
+    assert_eq!(listed(&json(&p.walden(["--json", "list"]))), ids[2..]);
+}
+
+/// The ids of the backups in what `walden list` says.
+fn listed(document: &Value) -> Vec<String> {
+    let backups = document["systems"][0]["backups"].as_array().unwrap();
+    backups.iter().map(|backup| backup["id"].as_str().unwrap().to_owned()).collect()
 }
 
 #[test]
