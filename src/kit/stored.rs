@@ -82,7 +82,7 @@ pub async fn none(store: &dyn Store, told: &ToldKits, cluster: Option<&ClusterNa
     match (told.kits.first(), cluster) {
         (Some(ToldKit { note, .. }), _) => error.hint(format!(
             "the newest one was made on {} at {} and is kept elsewhere: a file, or paper in a safe",
-            note.host,
+            note.host.escape_debug(),
             human::time(note.made)
         )),
         (None, Some(cluster)) if !known.contains(cluster) => error.hint(format!(

@@ -13,7 +13,7 @@ use crate::{
     config::{self, Config, Override},
     error::{Error, Kind, Result},
     human,
-    kit::{self, stored},
+    kit::{self, Locked, envelope, stored},
     report::plain,
     repository::{self, ClusterName, KitLock, KitNote, ToldKit, ToldKits},
     store::Store,
@@ -114,8 +114,15 @@ impl Place {
     pub async fn take(&self, wanted: Option<&Path>, context: &Context) -> Result<Vec<u8>> {
         let wanted = wanted.map(|wanted| wanted.to_string_lossy());
         let (ToldKit { folder, note, .. }, bytes) = self.fetch(wanted.as_deref(), context).await?;
-        let (id, cluster, made, host) = (stored::id(&note), folder.cluster, human::time(note.made), plain(&note.host));
-        context.output.remark(format_args!("kit {id} of cluster {cluster}, made on {host} at {made}"));
+        let (id, host) = (plain(stored::id(&note)), plain(&note.host));
+        let (out, cluster, made) = (&context.output, folder.cluster, human::time(note.made));
+        out.remark(format_args!("kit {id} of cluster {cluster}, made on {host} at {made}"));
+        if envelope::locked(&bytes)? != Locked::Passphrase {
+            let note = out.paint(Paint::Warning, "note:");
+            out.remark(format_args!(
+                "{note} whoever may write to the repository can have put it there, because no passphrase locks it: walden kit show"
+            ));
+        }
         Ok(bytes)
     }
 
@@ -193,7 +200,7 @@ fn table(kits: &[&ToldKit]) -> Table {
     ]);
     for ToldKit { folder, note, .. } in kits {
         table.row([
-            stored::id(note).to_owned(),
+            plain(stored::id(note)),
             folder.cluster.to_string(),
             human::time(note.made),
             plain(&note.host),
