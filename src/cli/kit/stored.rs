@@ -26,7 +26,7 @@ pub struct Place {
     /// from the environment, or from where AWS's programs keep them
     #[arg(long, value_name = "URL")]
     pub from: Option<String>,
-    /// The S3 server of --from, where it is not Amazon's, such as https://s3.example.com:9000
+    /// The S3 server of --from, where it is not Amazon's: https://HOST:PORT
     #[arg(long, value_name = "URL", requires = "from")]
     endpoint: Option<String>,
     /// The region of --from
