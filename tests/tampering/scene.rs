@@ -420,12 +420,14 @@ impl<'a> Copy<'a> {
     /// Restores to a restore point on another host, which has nothing but the configuration and this copy.
     pub fn restored(&self, point: &str) -> Restored {
         let p = &self.scene.p;
-        let pgdata = self.folder.join("data");
+        let name = self.folder.file_name().unwrap().to_str().unwrap();
+        // With what a restore that was refused on the way keeps beside it.
+        let place = p.scene.folder(&format!("{name}/place"));
+        let pgdata = place.join("data");
         let text = fs::read_to_string(&p.config).unwrap();
         let text = text.replace(p.repository.to_str().unwrap(), self.repository.to_str().unwrap());
         let text = text
             .replace(&*p.scene.path().join("state").to_string_lossy(), &self.folder.join("state").to_string_lossy());
-        let name = self.folder.file_name().unwrap().to_str().unwrap();
         let config = p.scene.write(&format!("{name}.toml"), text);
         let sockets = p.scene.folder(&format!("{name}-sockets"));
         let (to, sockets) = (format!("name:{point}"), format!("--set=unix_socket_directories={}", sockets.display()));
@@ -439,7 +441,7 @@ impl<'a> Copy<'a> {
                 Restored::Refused(ran.stderr)
             }
         };
-        _ = fs::remove_dir_all(&pgdata);
+        fs::remove_dir_all(&place).unwrap();
         ended
     }
 }
