@@ -277,7 +277,6 @@ pub struct Copy<'a> {
     scene: &'a Scene,
     folder: PathBuf,
     repository: PathBuf,
-    objects: Vec<PathBuf>,
 }
 
 /// What became of a restore.
@@ -295,9 +294,7 @@ impl<'a> Copy<'a> {
         let repository = folder.join("repository");
         let copied = std::process::Command::new("cp").arg("-a").arg(&scene.p.repository).arg(&repository).status();
         assert!(copied.unwrap().success());
-        let mut objects = below(&repository);
-        objects.sort();
-        Self { scene, folder, repository, objects }
+        Self { scene, folder, repository }
     }
 
     /// An object of that kind: not the last one, which nothing comes after.
@@ -309,11 +306,13 @@ impl<'a> Copy<'a> {
     }
 
     fn of_kind(&self, kind: Kind) -> Vec<PathBuf> {
-        let is_backup = |object: &Path| {
-            let folder = object.parent().unwrap();
-            self.objects.iter().any(|other| other.starts_with(folder) && Kind::Manifest.is(&self.key(other), true))
-        };
-        self.objects.iter().filter(|object| kind.is(&self.key(object), is_backup(object))).cloned().collect()
+        // Restores add notes of theirs, and clear old ones.
+        let mut all = below(&self.repository);
+        all.sort();
+        let manifests = all.iter().filter(|object| Kind::Manifest.is(&self.key(object), true));
+        let backups: BTreeSet<PathBuf> = manifests.map(|object| object.parent().unwrap().to_path_buf()).collect();
+        all.retain(|object| kind.is(&self.key(object), backups.contains(object.parent().unwrap())));
+        all
     }
 
     pub fn key(&self, object: &Path) -> String {
