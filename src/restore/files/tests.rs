@@ -1,3 +1,5 @@
+//! A directory becomes each backup of a random history, whatever lay there before; only what differs is fetched.
+
 use std::{io::Write, os::unix::fs::MetadataExt};
 
 use proptest::prelude::*;

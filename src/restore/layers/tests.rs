@@ -1,3 +1,5 @@
+//! Random histories of layers are restored as they were, and no byte that is wrong is ever taken.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! The format against the `age` crate, both ways round; and what is changed, cut or foreign is found out.
+
 use std::io::{Read, Write};
 
 use age::x25519;

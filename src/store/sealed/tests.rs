@@ -1,3 +1,5 @@
+//! Everybody above a sealed store sees the same as without it: names, lengths, ranges; and damage has a place.
+
 use chrono::DateTime;
 use proptest::prelude::*;
 

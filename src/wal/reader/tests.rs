@@ -1,3 +1,5 @@
+//! Records across pages and segments, however the bytes are cut; and damage, which ends the walk and invents nothing.
+
 use proptest::prelude::*;
 
 use super::{

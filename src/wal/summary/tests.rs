@@ -1,3 +1,5 @@
+//! A summary fits whatever its segment tells, agrees with the records themselves, and keeps what matters most.
+
 use proptest::prelude::*;
 
 use super::*;

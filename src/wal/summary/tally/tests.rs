@@ -1,3 +1,5 @@
+//! What a tally of rows counts, and what it tells of what there was no room for.
+
 #![allow(clippy::unwrap_used, reason = "helpers of a test may panic like the test")]
 
 use chrono::DateTime;
