@@ -11,7 +11,8 @@ use super::{
     gather,
     inventory::Inventory,
     mirrors::Mirrors,
-    plan::{SystemPlan, manifests_wanted, plan},
+    plan::SystemPlan,
+    planning::{manifests_wanted, plan},
     policy::Policy,
 };
 use crate::{

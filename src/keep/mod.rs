@@ -1,5 +1,6 @@
-//! Retention: what goes by the rules of `[keep]`, and its removal. Everything that is decided is decided in a pure
-//! [`plan`] from what was gathered into an [`inventory`]; a dry run prints that plan, and a real run carries it out.
+//! Retention: what goes by the rules of `[keep]`, and its removal. Everything that is decided is decided without a look at
+//! anything, by [`planning`], from what was gathered into an [`inventory`]; a dry run prints that [`plan`], and a real run
+//! carries it out.
 
 pub mod choose;
 pub mod compact;
@@ -11,6 +12,7 @@ pub mod inventory;
 pub mod mirrors;
 pub mod path;
 pub mod plan;
+pub mod planning;
 pub mod policy;
 pub mod ranges;
 pub mod remain;

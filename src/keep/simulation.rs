@@ -12,7 +12,8 @@ use proptest::prelude::*;
 use super::{
     choose::choose,
     inventory::{Attempt, Backup, Folder, Inventory, Line},
-    plan::{SystemPlan, horizons, manifests_wanted, plan},
+    plan::{SystemPlan, horizons},
+    planning::{manifests_wanted, plan},
     policy::{Policy, Reason},
 };
 use crate::{
