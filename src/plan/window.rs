@@ -5,6 +5,7 @@
 //! that it stays cheap on archives of a million segments. What only the records in the middle tell (a `wal_level =
 //! minimal`, a segment that does not go on from the one before it) is looked for when [`Depth::Records`] is asked for.
 
+mod draw;
 mod edges;
 mod gather;
 mod rows;
