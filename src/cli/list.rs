@@ -43,6 +43,8 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
         found.push((timelines(&system, Depth::Ends, &cluster, context).await?, backups, pins, stock));
     }
     let mirrors = context.mirror_states(&cluster.name).await?;
+    let is_damaged = found.iter().any(|(.., stock)| stock.as_ref().is_some_and(|stock| !stock.unknown.is_empty()));
+    let end = if is_damaged { End::DamageFound } else { End::Done };
     let out = &context.output;
     if out.json {
         let systems: Vec<_> = found.iter().map(document).collect();
@@ -53,7 +55,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
             "systems": systems,
             "mirrors": mirrors,
         }));
-        return Ok(End::Done);
+        return Ok(end);
     }
     if weaker {
         out.remark(format_args!(
@@ -86,7 +88,7 @@ pub async fn run(args: &Args, context: &Context) -> Result<End> {
     if found.is_empty() {
         out.line(format_args!("cluster {} is not in {} yet; begin with: walden init", cluster.name, store.url()));
     }
-    Ok(End::Done)
+    Ok(end)
 }
 
 /// The timelines of a system, as far as this host can tell.

@@ -154,7 +154,8 @@ impl History<'_> {
         let name = format!("point{}", self.next());
         self.say(&format!("mark {name}"));
         let truth = Truth::of(&self.p.cluster);
-        self.p.cluster.psql(&format!("select pg_create_restore_point('{name}')"));
+        // A restore point is not flushed by itself, and the server may be killed next.
+        self.p.cluster.psql(&format!("select pg_create_restore_point('{name}'); select pg_switch_wal()"));
         self.points.push(Point { name, truth, base });
     }
 

@@ -67,6 +67,8 @@ impl Place {
         };
         let told = match repository::kits(&*store, cluster.as_ref()).await {
             Ok(told) => told,
+            // Who does not answer is not asked again for as long.
+            Err(error) if error.kind() == Kind::Unavailable => return Err(self.told(error)),
             Err(error) => return Err(self.told(stored::no_repository(&*store).await.unwrap_or(error))),
         };
         let out = &context.output;
