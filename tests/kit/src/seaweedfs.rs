@@ -215,6 +215,8 @@ fn try_start(weed: &Path, folder: &TempDir) -> Option<Started> {
     let [master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc, https] = free_ports();
     let log = File::create(at("log")).expect("a file in our own folder");
     let mut command = Command::new(weed);
+    // It takes keys that it finds in its environment for an administrator's.
+    command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
     command.args(["-logtostderr", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]);
     command.args(["-s3.allowDeleteBucketNotEmpty=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]);
     command.args(["-master.volumeSizeLimitMB=256", "-volume.max=100"]);
