@@ -18,7 +18,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Tell of each backup what would come free without it and which older ones it needs, and which parts none needs.
-    /// Reads the manifest of every backup
+    /// Reads the manifest of every backup; ends with 6 where one is damaged
     #[arg(long)]
     space: bool,
 }
